@@ -1,0 +1,100 @@
+"""What is exported: one :class:`ComponentSpec` a graph. Free of torch, read by every back-end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+Axis = str | int
+"""A fixed length, or the name of an axis that may vary."""
+
+
+class Precision(StrEnum):
+    """Arithmetic inside a graph; its inputs and outputs are float32 either way."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorSpec:
+    """One input or output: element type (numpy's name) and axes.
+
+    The axes ``height`` and ``width`` count pixels when ``latent`` is False and latent
+    cells (pixels divided by the VAE's factor) when it is True.
+    """
+
+    axes: tuple[Axis, ...]
+    dtype: str = "float32"
+    latent: bool = False
+
+    def shape(self, batch: int, height: int, width: int, factor: int) -> tuple[int, ...]:
+        """Concrete shape for a picture of ``height`` x ``width`` pixels."""
+        scale = factor if self.latent else 1
+        lengths: Mapping[str, int] = {
+            "batch": batch,
+            "height": height // scale,
+            "width": width // scale,
+        }
+        return tuple(lengths[a] if isinstance(a, str) else a for a in self.axes)
+
+    def dynamic_axes(self) -> dict[int, str]:
+        """Index and name of every axis that may vary."""
+        return {i: a for i, a in enumerate(self.axes) if isinstance(a, str)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComponentSpec:
+    """Names, axes and tolerances of one exported graph.
+
+    Attributes:
+        tolerance: largest accepted difference from torch by precision, as a share of
+            the reference's largest magnitude (for the depth decoder: relative depth error).
+    """
+
+    name: str
+    inputs: Mapping[str, TensorSpec]
+    output_name: str
+    output: TensorSpec
+    tolerance: Mapping[Precision, float]
+
+    @property
+    def file(self) -> str:
+        return f"{self.name}.onnx"
+
+
+_TOLERANCE = {Precision.FP32: 1e-4, Precision.FP16: 2e-2}
+_LATENT = TensorSpec(axes=("batch", 4, "height", "width"), latent=True)
+FOV_LENGTH = 32
+
+VAE_ENCODER = ComponentSpec(
+    name="vae_encoder",
+    inputs={"rgb": TensorSpec(axes=("batch", 3, "height", "width"))},
+    output_name="rgb_latent",
+    output=_LATENT,
+    tolerance=_TOLERANCE,
+)
+UNET_STEP = ComponentSpec(
+    name="unet_step",
+    inputs={
+        "rgb_latent": _LATENT,
+        "noisy_depth_latent": _LATENT,
+        "timestep": TensorSpec(axes=("batch",), dtype="int64"),
+        "fov": TensorSpec(axes=("batch", FOV_LENGTH)),
+    },
+    output_name="velocity",
+    output=_LATENT,
+    tolerance=_TOLERANCE,
+)
+DEPTH_DECODER = ComponentSpec(
+    name="depth_decoder",
+    inputs={"depth_latent": _LATENT},
+    output_name="depth",
+    output=TensorSpec(axes=("batch", 1, "height", "width")),
+    tolerance=_TOLERANCE,
+)
+COMPONENTS: Mapping[str, ComponentSpec] = {
+    spec.name: spec for spec in (VAE_ENCODER, UNET_STEP, DEPTH_DECODER)
+}
+"""In the order in which a picture passes through them."""

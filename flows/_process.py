@@ -1,0 +1,175 @@
+"""Processes that end with whoever started them, and one at a time for each stage."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+from metricgold.errors import UserError
+
+GRACE_S = 10.0
+"""From asking a process to end to killing it."""
+
+_PR_SET_PDEATHSIG = 1
+_LINE_END = re.compile(rb"[\r\n]+")
+
+
+def die_with_parent() -> None:
+    """Ask Linux to send this process SIGTERM when its parent ends; elsewhere do nothing."""
+    if not sys.platform.startswith("linux"):
+        return
+    parent = os.getppid()
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    if os.getppid() != parent:  # it ended in between
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def die_with(variable: str) -> None:
+    """:func:`die_with_parent`, if the parent is the process named by an environment variable."""
+    if os.environ.get(variable) == str(os.getppid()):
+        die_with_parent()
+
+
+def exit_on_sigterm() -> None:
+    """Turn SIGTERM into ``SystemExit`` and end the worker processes of this one."""
+
+    def leave(number: int, frame: object) -> None:
+        for child in multiprocessing.active_children():
+            child.terminate()
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGTERM, leave)
+
+
+@contextlib.contextmanager
+def only_one(name: str, folder: Path) -> Iterator[None]:
+    """Hold ``folder/name.lock`` while the block runs; the kernel frees it with the process.
+
+    Raises:
+        UserError: another process holds it (its process id is named).
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{name}.lock").open("a+", encoding="utf-8") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.seek(0)
+            owner = handle.read().strip() or "unknown"
+            raise UserError(
+                f"stage '{name}' is already running here as process {owner}; "
+                "wait for it or end it, then run again"
+            ) from None
+        handle.truncate(0)
+        handle.write(str(os.getpid()))
+        handle.flush()
+        yield
+
+
+def supervised(command: Sequence[str]) -> list[str]:
+    """``command`` under :func:`supervise`, to be started in a session of its own."""
+    return [sys.executable, "-m", "flows._process", *command]
+
+
+def end_group(process: subprocess.Popen[bytes], grace_s: float = GRACE_S + 2) -> None:
+    """End the whole process group of ``process``: SIGTERM, and SIGKILL after ``grace_s``."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(grace_s)
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def run_streamed(
+    command: Sequence[str],
+    write: Callable[[str], None],
+    *,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+) -> int:
+    """Run ``command`` in its own process group, pass each line of its output to ``write``.
+
+    However the call ends (also by an exception raised from a signal handler), nothing of the
+    group is left. Returns the exit status.
+    """
+    process = subprocess.Popen(
+        supervised(command),
+        cwd=cwd,
+        env=None if env is None else dict(env),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    try:
+        for line in _lines(process.stdout):
+            write(line)
+        return process.wait()
+    finally:
+        end_group(process)
+        process.stdout.close()
+
+
+def _lines(stream: IO[bytes]) -> Iterator[str]:
+    """Non-empty lines; a carriage return (a progress bar's redraw) ends a line as well."""
+    rest = b""
+    while chunk := os.read(stream.fileno(), 65536):
+        *complete, rest = _LINE_END.split(rest + chunk)
+        yield from (text for raw in complete if (text := _text(raw)))
+    if text := _text(rest):
+        yield text
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", errors="replace").rstrip()
+
+
+def supervise(command: Sequence[str]) -> int:
+    """Run ``command``; end this whole process group when told to, or when the parent ends.
+
+    The caller has made this process the leader of a group of its own, so that nothing the
+    command starts outlives it, whether or not it cares for signals itself.
+    """
+    signal.signal(signal.SIGTERM, _raise_ended)
+    process: subprocess.Popen[bytes] | None = None
+    try:
+        die_with_parent()
+        process = subprocess.Popen(command)
+        return process.wait()
+    except _Ended:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        os.killpg(0, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            if process is not None:
+                process.wait(GRACE_S)
+        os.killpg(0, signal.SIGKILL)
+        return 128 + signal.SIGTERM
+
+
+class _Ended(BaseException):
+    """SIGTERM arrived."""
+
+
+def _raise_ended(number: int, frame: object) -> None:
+    raise _Ended
+
+
+if __name__ == "__main__":
+    sys.exit(supervise(sys.argv[1:]))

@@ -1,0 +1,297 @@
+"""Typed view of ``params.yaml``: frozen, keyword-only, unknown keys refused by name.
+
+DVC reads the same file to decide what is stale; this module is the only place
+in Python that parses it.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from metricgold.errors import UserError
+
+DatasetName = Literal["hypersim", "virtual_kitti", "tartanair"]
+DATASET_NAMES: tuple[DatasetName, ...] = ("hypersim", "virtual_kitti", "tartanair")
+
+PositiveInt = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Size = tuple[PositiveInt, PositiveInt]
+"""Height, width in pixels."""
+
+
+class ConfigError(UserError):
+    """``params.yaml`` cannot be used; the message names the key, the value and the file."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+
+
+class CodecConfig(_Section):
+    """Depth range of the log codec in metres."""
+
+    depth_min_m: PositiveFloat
+    depth_max_m: PositiveFloat
+
+    @model_validator(mode="after")
+    def _ordered(self) -> CodecConfig:
+        if self.depth_max_m <= self.depth_min_m:
+            raise ValueError(
+                f"depth_max_m ({self.depth_max_m}) must exceed depth_min_m ({self.depth_min_m})"
+            )
+        return self
+
+
+class ProceduralConfig(_Section):
+    """How much of the procedural world to render, in a dataset's native format."""
+
+    train_scenes: PositiveInt
+    holdout_scenes: PositiveInt
+    frames_per_scene: PositiveInt
+    size: Size
+
+
+class DatasetConfig(_Section):
+    """One dataset: where it comes from, what is taken, how it is split.
+
+    ``weight`` is the mixture probability (relative); 0 leaves the dataset out.
+    ``mirrors`` are base URLs or folders tried in order; ``$NAME`` is replaced
+    by the environment variable. ``procedural`` renders the archives instead.
+    """
+
+    weight: Annotated[float, Field(ge=0)]
+    mirrors: tuple[str, ...] = ()
+    procedural: ProceduralConfig | None = None
+    crop: Size | None = None
+    train_size: Size
+    frame_stride: PositiveInt = 1
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    holdout: tuple[str, ...] = ()
+    holdout_last_frames: Annotated[int, Field(ge=0)] = 0
+    max_missing_share: Fraction = 0.01
+
+    @property
+    def enabled(self) -> bool:
+        return self.weight > 0
+
+    @model_validator(mode="after")
+    def _has_source(self) -> DatasetConfig:
+        if self.weight > 0 and not self.mirrors and self.procedural is None:
+            raise ValueError("a dataset with weight > 0 needs 'mirrors' or 'procedural'")
+        return self
+
+
+class DownloadConfig(_Section):
+    """Network behaviour, the same for every dataset."""
+
+    retries: PositiveInt
+    timeout_s: PositiveFloat
+    backoff_s: PositiveFloat
+    parallel: PositiveInt
+
+
+class PreprocessConfig(_Section):
+    """Filters on frames and the shard encoding."""
+
+    min_valid_ratio: Fraction
+    min_depth_range_m: Annotated[float, Field(ge=0)]
+    rgb_quality: Annotated[int, Field(ge=1, le=100)]
+    workers: PositiveInt
+
+
+class ToyModelConfig(_Section):
+    """Stable Diffusion's architecture at toy width."""
+
+    vae_channels: tuple[PositiveInt, ...]
+    vae_layers: PositiveInt
+    unet_channels: tuple[PositiveInt, ...]
+    unet_layers: PositiveInt
+    attention_levels: tuple[bool, ...]
+    attention_head_dim: PositiveInt
+    cross_attention_dim: PositiveInt
+    norm_groups: PositiveInt
+    latent_channels: PositiveInt = 4
+
+
+class OptimizerConfig(_Section):
+    """AdamW with linear warm-up and cosine or exponential decay to ``final_lr_ratio``."""
+
+    steps: PositiveInt
+    batch_size: PositiveInt
+    accumulation: PositiveInt = 1
+    lr: PositiveFloat
+    warmup_steps: Annotated[int, Field(ge=0)]
+    decay: Literal["cosine", "exponential", "constant"]
+    final_lr_ratio: Fraction
+    weight_decay: Annotated[float, Field(ge=0)]
+    grad_clip: PositiveFloat
+    ema_decay: Annotated[float, Field(ge=0, lt=1)]
+    precision: Literal["fp32", "bf16", "fp16"]
+    gradient_checkpointing: bool = False
+    checkpoint_every: PositiveInt
+
+
+class BaseModelConfig(_Section):
+    """Either a hub checkpoint (``hub_id`` + ``revision``) or a toy one trained from scratch."""
+
+    hub_id: str | None = None
+    revision: str | None = None
+    toy: ToyModelConfig | None = None
+    optimizer: OptimizerConfig | None = None
+
+    @model_validator(mode="after")
+    def _one_of(self) -> BaseModelConfig:
+        if (self.hub_id is None) == (self.toy is None):
+            raise ValueError("base_model needs exactly one of 'hub_id' and 'toy'")
+        if self.toy is not None and self.optimizer is None:
+            raise ValueError("base_model.toy needs base_model.optimizer")
+        return self
+
+
+class TrainVaeConfig(_Section):
+    """Stage A: what of the VAE is trained and its loss weights."""
+
+    optimizer: OptimizerConfig
+    train_encoder: bool
+    gradient_loss_weight: Annotated[float, Field(ge=0)]
+    kl_weight: Annotated[float, Field(ge=0)]
+
+
+class AugmentConfig(_Section):
+    """Augmentations; probabilities in [0, 1], scales relative to the frame."""
+
+    flip: Fraction
+    crop: Fraction
+    crop_min_scale: Annotated[float, Field(gt=0, le=1)]
+    uncrop: Fraction
+    uncrop_max_scale: Annotated[float, Field(ge=1)]
+    colour: Annotated[float, Field(ge=0)]
+
+
+class CacheLatentsConfig(_Section):
+    """How many augmentation variants a frame are encoded (the first is un-augmented)."""
+
+    variants: PositiveInt
+    batch_size: PositiveInt
+    augment: AugmentConfig
+
+
+class TrainUnetConfig(_Section):
+    """Stage B: v-prediction on cached latents."""
+
+    optimizer: OptimizerConfig
+    noise_strength: Fraction
+    fov_dropout: Fraction
+
+
+class TrainOneStepConfig(_Section):
+    """Stage C: one step, end to end, metric loss in log-depth."""
+
+    optimizer: OptimizerConfig
+    gradient_loss_weight: Annotated[float, Field(ge=0)]
+    scale_loss_weight: Annotated[float, Field(ge=0)]
+    scale_loss_lambda: Fraction
+    fov_dropout: Fraction
+
+
+class EvaluateConfig(_Section):
+    """Held-out evaluation; steps and ensemble as in diffusers' Marigold pipeline."""
+
+    num_inference_steps: PositiveInt
+    ensemble_size: PositiveInt
+    processing_resolution: PositiveInt
+    max_frames: PositiveInt | None = None
+    pictures: PositiveInt
+
+
+class ExportConfig(_Section):
+    """Exported graphs: opset, precision, and the shapes that parity is checked at."""
+
+    opset: Annotated[int, Field(ge=18, le=24)]
+    precision: Literal["fp32", "fp16"]
+    dynamic: bool
+    parity_sizes: tuple[Size, ...]
+    engine_size: Size
+
+
+class ProfileConfig(_Section):
+    """Everything one profile says."""
+
+    seed: int
+    codec: CodecConfig
+    datasets: dict[DatasetName, DatasetConfig]
+    download: DownloadConfig
+    preprocess: PreprocessConfig
+    base_model: BaseModelConfig
+    train_vae: TrainVaeConfig
+    cache_latents: CacheLatentsConfig
+    train_unet: TrainUnetConfig
+    train_one_step: TrainOneStepConfig
+    evaluate: EvaluateConfig
+    export: ExportConfig
+
+    @model_validator(mode="after")
+    def _all_datasets(self) -> ProfileConfig:
+        missing = [name for name in DATASET_NAMES if name not in self.datasets]
+        if missing:
+            raise ValueError(f"datasets lacks {', '.join(missing)} (weight: 0 leaves one out)")
+        if not any(d.enabled for d in self.datasets.values()):
+            raise ValueError("every dataset has weight 0; at least one must be used")
+        return self
+
+    def enabled_datasets(self) -> dict[DatasetName, DatasetConfig]:
+        """Datasets with a positive mixture weight, in their fixed order."""
+        return {n: self.datasets[n] for n in DATASET_NAMES if self.datasets[n].enabled}
+
+
+class _Params(_Section):
+    profile: str
+    profiles: dict[str, ProfileConfig]
+
+
+def _one_line(error: ValidationError, path: Path) -> str:
+    parts = []
+    for item in error.errors()[:3]:
+        key = ".".join(str(p) for p in item["loc"]) or "(top level)"
+        if item["type"] == "extra_forbidden":
+            parts.append(f"unknown key '{key}'")
+        elif item["type"] == "missing":
+            parts.append(f"missing key '{key}'")
+        else:
+            shown = repr(item["input"])
+            value = f" (got {shown})" if len(shown) < 80 else ""
+            parts.append(f"'{key}': {item['msg'].removeprefix('Value error, ')}{value}")
+    more = len(error.errors()) - len(parts)
+    return f"{path}: " + "; ".join(parts) + (f"; and {more} more" if more > 0 else "")
+
+
+def load_config(path: Path | str = "params.yaml", profile: str | None = None) -> ProfileConfig:
+    """Read one profile of ``path``; ``profile`` overrides the file's ``profile`` key.
+
+    Raises:
+        ConfigError: the file is missing, is not YAML, names an unknown profile,
+            or holds an unknown, missing or out-of-range key.
+    """
+    path = Path(path)
+    try:
+        raw: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; run from the repository root") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    try:
+        params = _Params.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(_one_line(error, path)) from None
+    name = profile or os.environ.get("METRICGOLD_PROFILE") or params.profile
+    if name not in params.profiles:
+        known = ", ".join(sorted(params.profiles))
+        raise ConfigError(f"{path}: unknown profile '{name}'; known profiles: {known}")
+    return params.profiles[name]

@@ -1,0 +1,140 @@
+"""Writing the HDF5 shards that :mod:`metricgold.data.shards` describes and reads."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import h5py
+import hdf5plugin
+import numpy as np
+
+from metricgold.data.dataset import Split
+from metricgold.data.shards import SCHEMA_VERSION, SUFFIX, EncodedFrame
+
+_SHARD_BYTES = 2 * 10**9
+_BATCH = 64
+
+
+class ShardWriter:
+    """Writes ``{split}-000.h5``, ``-001``, …; frames of a scene must come one after another.
+
+    A shard is flushed to disk and takes its name only when it is complete; a new one is
+    begun between scenes once ``shard_bytes`` have been written.
+    """
+
+    def __init__(self, folder: Path, split: Split, shard_bytes: int = _SHARD_BYTES) -> None:
+        self._folder, self._split, self._limit = folder, split, shard_bytes
+        self._file: h5py.File | None = None
+        self._written = 0
+        self._count = 0
+        self._batch: list[EncodedFrame] = []
+        self._scene = ""
+
+    def __enter__(self) -> ShardWriter:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self._flush()
+            self._finish()
+        elif self._file is not None:
+            self._file.close()
+            self._part.unlink()
+
+    @property
+    def _part(self) -> Path:
+        return self._folder / f".{self._split}-{self._count:03d}{SUFFIX}.part"
+
+    def add(self, frame: EncodedFrame) -> None:
+        """Append one frame."""
+        if self._batch and self._batch[-1].scene != frame.scene:
+            self._flush()
+            if self._written > self._limit:
+                self._finish()
+        self._batch.append(frame)
+        if len(self._batch) == _BATCH:
+            self._flush()
+
+    def _finish(self) -> None:
+        if self._file is None:
+            return
+        self._file.close()
+        with self._part.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(self._part, self._folder / self._part.name[1:].removesuffix(".part"))
+        self._file, self._written, self._count = None, 0, self._count + 1
+
+    def _flush(self) -> None:
+        if not self._batch:
+            return
+        if self._file is None:
+            self._file = h5py.File(self._part, "w")
+            self._file.attrs["schema_version"] = SCHEMA_VERSION
+        scene = self._batch[0].scene
+        if scene in self._file and scene != self._scene:
+            raise ValueError(f"frames of scene '{scene}' must be written one after another")
+        group = self._file[scene] if scene in self._file else self._new_scene(scene)
+        self._append(group)
+        self._batch, self._scene = [], scene
+
+    def _new_scene(self, scene: str) -> h5py.Group:
+        assert self._file is not None
+        group = self._file.create_group(scene)
+        first = self._batch[0]
+        depth_codec = hdf5plugin.Blosc2(cname="zstd", clevel=5, filters=hdf5plugin.Blosc2.SHUFFLE)
+        bits_codec = hdf5plugin.Blosc2(cname="zstd", clevel=5, filters=hdf5plugin.Blosc2.NOFILTER)
+        _create(group, "depth", first.depth.shape, np.float16, 1, depth_codec)
+        _create(group, "sky", first.sky.shape, np.uint8, 1, bits_codec)
+        _create(group, "rgb", (), np.uint8, 1 << 16)
+        _create(group, "rgb_end", (), np.int64, _BATCH)
+        _create(group, "intrinsics", (3, 3), np.float64, _BATCH)
+        _create(group, "key", (), h5py.string_dtype(), _BATCH)
+        _create(group, "valid_ratio", (), np.float32, _BATCH)
+        _create(group, "crc32", (), np.uint32, _BATCH)
+        return group
+
+    def _append(self, group: h5py.Group) -> None:
+        batch = self._batch
+        lengths = np.cumsum([len(frame.rgb) for frame in batch])
+        rows: dict[str, Any] = {
+            "depth": np.stack([frame.depth for frame in batch]),
+            "sky": np.stack([frame.sky for frame in batch]),
+            "rgb": np.frombuffer(b"".join(frame.rgb for frame in batch), np.uint8),
+            "rgb_end": lengths + group["rgb"].shape[0],
+            "intrinsics": np.stack([frame.intrinsics for frame in batch]),
+            "key": [frame.key for frame in batch],
+            "valid_ratio": [float(np.mean(frame.depth > 0)) for frame in batch],
+            "crc32": [frame.crc32 for frame in batch],
+        }
+        for name, values in rows.items():
+            dataset, count = group[name], len(values)
+            dataset.resize(dataset.shape[0] + count, axis=0)
+            dataset[-count:] = values
+        self._written += int(lengths[-1]) + sum(frame.depth.nbytes // 4 for frame in batch)
+
+
+def _create(
+    group: h5py.Group,
+    name: str,
+    shape: tuple[int, ...],
+    dtype: Any,
+    rows_a_chunk: int,
+    codec: Any = None,
+) -> None:
+    group.create_dataset(
+        name,
+        shape=(0, *shape),
+        maxshape=(None, *shape),
+        chunks=(rows_a_chunk, *shape),
+        dtype=dtype,
+        **(codec or {}),
+    )

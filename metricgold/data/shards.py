@@ -1,0 +1,206 @@
+"""HDF5 shards: what preprocessing writes and training reads.
+
+A shard has one group a scene; in it ``depth`` [N, H, W] float16 metres (0: not valid; one
+chunk a frame, Blosc2-zstd), ``sky`` [N, bytes] packed bits, ``rgb`` all JPEG bytes one after
+the other with ``rgb_end`` [N] their ends, ``intrinsics`` [N, 3, 3], ``key``, ``valid_ratio``
+and ``crc32`` [N]. float16 keeps depth within a relative error of 2^-11.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import zlib
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import hdf5plugin  # noqa: F401  (registers Blosc2 with h5py)
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from metricgold.data.dataset import Split
+from metricgold.data.sample import Frame
+from metricgold.errors import UserError
+
+SCHEMA_VERSION = 1
+SUFFIX = ".h5"
+
+
+class ShardError(UserError):
+    """A shard is missing, damaged or of another version; the message names it and the frame."""
+
+
+@dataclass(frozen=True)
+class EncodedFrame:
+    """A frame as a shard stores it."""
+
+    key: str
+    scene: str
+    rgb: bytes  # JPEG
+    depth: NDArray[np.float16]  # [H, W], metres, 0 where not valid
+    sky: NDArray[np.uint8]  # [ceil(H W / 8)], packed bits
+    intrinsics: NDArray[np.float64]  # [3, 3]
+
+    @property
+    def crc32(self) -> int:
+        """Over everything that is decoded, in the order of the fields."""
+        pieces = (
+            self.key.encode(),
+            self.rgb,
+            np.ascontiguousarray(self.depth).tobytes(),
+            self.sky.tobytes(),
+            np.ascontiguousarray(self.intrinsics, dtype=np.float64).tobytes(),
+        )
+        crc = 0
+        for piece in pieces:
+            crc = zlib.crc32(piece, crc)
+        return crc
+
+
+def encode_frame(frame: Frame, rgb_quality: int) -> EncodedFrame:
+    """JPEG (4:4:4) at ``rgb_quality`` 1..100, depth as float16, masks folded in."""
+    buffer = io.BytesIO()
+    Image.fromarray(frame.rgb).save(buffer, "JPEG", quality=rgb_quality, subsampling=0)
+    depth = np.where(frame.valid_mask, frame.depth, 0).astype(np.float16)
+    return EncodedFrame(
+        frame.key,
+        frame.scene,
+        buffer.getvalue(),
+        depth,
+        np.packbits(frame.sky_mask),
+        np.asarray(frame.intrinsics, dtype=np.float64),
+    )
+
+
+def decode_frame(encoded: EncodedFrame) -> Frame:
+    """The inverse of :func:`encode_frame`, up to JPEG and float16."""
+    rgb = np.asarray(Image.open(io.BytesIO(encoded.rgb)).convert("RGB"))
+    depth = encoded.depth.astype(np.float32)
+    sky = np.unpackbits(encoded.sky, count=depth.size).reshape(depth.shape).astype(bool)
+    return Frame(encoded.key, encoded.scene, rgb, depth, depth > 0, sky, encoded.intrinsics)
+
+
+def shard_paths(folder: Path, split: Split) -> list[Path]:
+    """The shards of one split in order; empty if the split has none."""
+    return sorted(folder.glob(f"{split}-*{SUFFIX}"))
+
+
+class ShardReader(Sequence[Frame]):
+    """Random access to the frames of several shards, in the order they were written.
+
+    Files are opened lazily and anew in each process, so that readers may be forked or sent
+    to spawned workers. Every frame's CRC32 is checked.
+
+    Raises:
+        ShardError: a shard is missing, damaged or of another version.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths = [Path(path) for path in paths]
+        self._handles: dict[Path, h5py.File] = {}
+        self._owner = os.getpid()
+        self.keys: list[str] = []
+        self._starts: list[int] = []
+        self._groups: list[tuple[Path, str]] = []
+        for path in self._paths:
+            for scene, keys in _scenes(path):
+                self._starts.append(len(self.keys))
+                self._groups.append((path, scene))
+                self.keys.extend(keys)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_handles": {}, "_owner": 0}
+
+    def scene_of(self, index: int) -> str:
+        """Scene of a frame, without reading it."""
+        return self._locate(index)[1]
+
+    def __getitem__(self, index: Any) -> Any:
+        """Frame number ``index``, checked against its CRC32; a slice gives a list."""
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        path, scene, row = self._locate(index)
+        key = self.keys[index]
+        try:
+            group = self._open(path)[scene]
+            encoded = _read_row(group, scene, row)
+            expected = int(group["crc32"][row])
+        except (OSError, KeyError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise ShardError(f"{path}: frame {key} cannot be read ({reason}); {_ADVICE}") from None
+        if encoded.crc32 != expected or encoded.key != key:
+            raise ShardError(f"{path}: frame {key} is damaged (CRC32 differs); {_ADVICE}")
+        return decode_frame(encoded)
+
+    def _locate(self, index: int) -> tuple[Path, str, int]:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"frame {index} of {len(self)}")
+        index %= len(self)
+        position = bisect_right(self._starts, index) - 1
+        return (*self._groups[position], index - self._starts[position])
+
+    def _open(self, path: Path) -> h5py.File:
+        if self._owner != os.getpid():
+            self._handles, self._owner = {}, os.getpid()
+        if path not in self._handles:
+            self._handles[path] = _open_shard(path)
+        return self._handles[path]
+
+    def close(self) -> None:
+        """Close this process's handles; the next read opens them again."""
+        for handle in self._handles.values():
+            handle.close()
+        self._handles = {}
+
+
+_ADVICE = "delete the folder and run the stage 'preprocess' again"
+
+
+def _read_row(group: h5py.Group, scene: str, row: int) -> EncodedFrame:
+    start = int(group["rgb_end"][row - 1]) if row else 0
+    return EncodedFrame(
+        key=group["key"][row].decode(),
+        scene=scene,
+        rgb=group["rgb"][start : int(group["rgb_end"][row])].tobytes(),
+        depth=group["depth"][row],
+        sky=group["sky"][row],
+        intrinsics=group["intrinsics"][row],
+    )
+
+
+def _open_shard(path: Path) -> h5py.File:
+    try:
+        file = h5py.File(path, "r", locking=False)
+    except FileNotFoundError:
+        raise ShardError(f"{path}: no such shard; run the stage 'preprocess' first") from None
+    except OSError:
+        raise ShardError(f"{path}: not an HDF5 file or cut short; {_ADVICE}") from None
+    version = file.attrs.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise ShardError(f"{path}: version {version}, this code reads {SCHEMA_VERSION}; {_ADVICE}")
+    return file
+
+
+def _scenes(path: Path) -> Iterator[tuple[str, list[str]]]:
+    """(scene, keys) of a shard, sorted by scene path as they were written."""
+    found: list[str] = []
+
+    def visit(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Group) and "crc32" in item:
+            found.append(name)
+
+    with _open_shard(path) as file:
+        try:
+            file.visititems(visit)
+            for name in sorted(found):
+                yield name, [key.decode() for key in file[name]["key"][()]]
+        except (OSError, KeyError, RuntimeError) as error:
+            raise ShardError(f"{path}: damaged ({error}); {_ADVICE}") from None

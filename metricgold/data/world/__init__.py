@@ -1,0 +1,1 @@
+"""The procedural world: shapes, textures, layouts. Rendered by ``metricgold.data.procedural``."""

@@ -1,0 +1,23 @@
+"""One base class for everything a user can put right: shown as a single line, exit code 1."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+
+class UserError(ValueError):
+    """Bad input, missing files, unreachable sources: the message says what, where, what to do."""
+
+
+def run_cli(main: Callable[[], int | None]) -> None:
+    """Run a command line's ``main``; a :class:`UserError` becomes one line on stderr and exit 1."""
+    try:
+        code = main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted; what was finished is kept, run the same command again", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(code or 0)

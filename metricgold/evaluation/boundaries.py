@@ -1,0 +1,102 @@
+"""Boundary F1 of Depth Pro (arXiv 2410.02073): do depth edges lie where they should?
+
+An edge at threshold t stands between two neighbouring pixels when the ratio of their
+inverse depths exceeds t; each of the four directions (nearer on the left, right, top,
+bottom) has its own precision and recall, which are averaged before F1. The final score
+weighs ten thresholds by their size. It needs no scale: only ratios enter.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+THRESHOLDS = np.linspace(1.05, 1.25, 10)
+
+
+class BoundaryScore(NamedTuple):
+    """Threshold-weighted means, all in [0, 1]."""
+
+    f1: float
+    precision: float
+    recall: float
+
+
+def _axis_pairs(values: NDArray[Any], axis: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """First and second pixel of each neighbouring pair along ``axis``."""
+    if axis == 0:
+        return values[:-1], values[1:]
+    return values[:, :-1], values[:, 1:]
+
+
+def _edge_levels(
+    depth: NDArray[np.float64], valid_mask: NDArray[np.bool_]
+) -> list[NDArray[np.intp]]:
+    """Four arrays [n]: how many thresholds the pair's ratio exceeds; invalid pairs dropped."""
+    levels = []
+    for axis in (0, 1):
+        first, second = _axis_pairs(depth, axis)
+        mask_first, mask_second = _axis_pairs(valid_mask, axis)
+        both = mask_first & mask_second
+        a, b = first[both], second[both]
+        # inverse depth: (1/b) / (1/a) = a / b, and the opposite direction
+        for ratio in (a / b, b / a):
+            levels.append(np.searchsorted(THRESHOLDS, ratio, side="left"))
+    return levels
+
+
+def _exceeding(levels: NDArray[np.intp]) -> NDArray[np.int64]:
+    """[10]: how many pairs exceed each threshold."""
+    histogram = np.bincount(levels, minlength=len(THRESHOLDS) + 1)
+    return np.cumsum(histogram[::-1])[::-1][1:]
+
+
+def boundary_score(
+    pred: NDArray[Any], gt: NDArray[Any], valid_mask: NDArray[np.bool_]
+) -> BoundaryScore:
+    """Boundary F1, precision and recall of one image.
+
+    Args:
+        pred, gt: z-depth [H, W] in metres, positive where valid.
+        valid_mask: bool [H, W]; a pair that touches an invalid pixel is left out.
+
+    As in the source, a direction without any edge counts 0 (not 1), and the F1 of a
+    threshold is 0 where precision and recall both are.
+    """
+    if pred.shape != gt.shape or pred.shape != valid_mask.shape or pred.ndim != 2:
+        raise ValueError(
+            f"need equal [H, W], got prediction {pred.shape}, ground truth {gt.shape}, "
+            f"valid_mask {valid_mask.shape}"
+        )
+    precision, recall = np.zeros(len(THRESHOLDS)), np.zeros(len(THRESHOLDS))
+    pairs = zip(
+        _edge_levels(pred.astype(np.float64), valid_mask),
+        _edge_levels(gt.astype(np.float64), valid_mask),
+        strict=True,
+    )
+    for level_pred, level_gt in pairs:
+        hits = _exceeding(np.minimum(level_pred, level_gt))
+        precision += 0.25 * hits / np.maximum(_exceeding(level_pred), 1)
+        recall += 0.25 * hits / np.maximum(_exceeding(level_gt), 1)
+    total = precision + recall
+    f1 = np.divide(2 * precision * recall, total, out=np.zeros_like(total), where=total > 0)
+    weights = THRESHOLDS / THRESHOLDS.sum()
+    return BoundaryScore(*(float(weights @ values) for values in (f1, precision, recall)))
+
+
+def edge_mask(
+    depth: NDArray[Any], valid_mask: NDArray[np.bool_], ratio: float = 1.1
+) -> NDArray[np.bool_]:
+    """Pixels [H, W] beside a depth edge: valid, as is a 4-neighbour more than ``ratio`` away."""
+    near_edge = np.zeros(depth.shape, dtype=bool)
+    filled = np.where(valid_mask, depth, 1.0).astype(np.float64)
+    for axis in (0, 1):
+        first, second = _axis_pairs(filled, axis)
+        mask_first, mask_second = _axis_pairs(valid_mask, axis)
+        jump = np.maximum(first / second, second / first) > ratio
+        edge = jump & mask_first & mask_second
+        for side in _axis_pairs(near_edge, axis):
+            side |= edge
+    return near_edge

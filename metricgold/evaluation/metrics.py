@@ -1,0 +1,139 @@
+"""Depth errors of one image over its valid pixels; the mean over images comes after.
+
+With ``d`` the true and ``p`` the predicted z-depth in metres and ``g = ln(p / d)``.
+No alignment happens here (see :mod:`metricgold.evaluation.alignment`). Everything is
+computed in float64 from one ratio and one logarithm.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+METRIC_NAMES = (
+    "abs_rel",
+    "sq_rel",
+    "rmse",
+    "rmse_log",
+    "log10",
+    "delta1",
+    "delta2",
+    "delta3",
+    "silog",
+    "scale_ratio",
+)
+DELTA_BASE = 1.25
+
+
+def valid_pairs(
+    pred: NDArray[Any], gt: NDArray[Any], valid_mask: NDArray[np.bool_]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The valid pixels of prediction and truth, [n] each in metres, float64, checked.
+
+    Raises:
+        ValueError: shapes differ, the mask is not bool or empty, or a *valid* pixel of
+            either map is not finite or not positive.
+    """
+    if pred.shape != gt.shape or pred.shape != valid_mask.shape:
+        raise ValueError(
+            f"shapes differ: prediction {pred.shape}, ground truth {gt.shape}, "
+            f"valid_mask {valid_mask.shape}"
+        )
+    if valid_mask.dtype != np.bool_:
+        raise ValueError(f"valid_mask must be bool, got {valid_mask.dtype}")
+    if not valid_mask.any():
+        raise ValueError("valid_mask is empty: no pixel to evaluate")
+    p, d = pred[valid_mask].astype(np.float64), gt[valid_mask].astype(np.float64)
+    for name, values in (("prediction", p), ("ground truth", d)):
+        bad = ~(np.isfinite(values) & (values > 0))
+        if bad.any():
+            raise ValueError(
+                f"{name} has {int(bad.sum())} valid pixels that are not finite and positive, "
+                f"e.g. {values[bad][0]}"
+            )
+    return p, d
+
+
+def depth_metrics(
+    pred: NDArray[Any], gt: NDArray[Any], valid_mask: NDArray[np.bool_]
+) -> dict[str, float]:
+    """All metrics of one image.
+
+    Args:
+        pred, gt: z-depth [H, W] in metres; values outside the mask are ignored.
+        valid_mask: bool [H, W].
+
+    Returns:
+        ``abs_rel`` mean |p-d|/d; ``sq_rel`` mean (p-d)^2/d [m]; ``rmse`` [m]; ``rmse_log``
+        sqrt(mean g^2); ``log10`` mean |log10 p/d|; ``delta<k>`` share of pixels with
+        max(p/d, d/p) < 1.25^k; ``silog`` 100 sqrt(mean g^2 - (mean g)^2), the KITTI
+        benchmark's; ``scale_ratio`` median p/d.
+
+    Raises:
+        ValueError: see :func:`valid_pairs`.
+    """
+    p, d = valid_pairs(pred, gt, valid_mask)
+    error, ratio = p - d, p / d
+    g = np.log(ratio)
+    absolute_g = np.abs(g)
+    mean_g = g.mean()
+    mean_g2 = np.mean(g * g)
+    result = {
+        "abs_rel": np.mean(np.abs(error) / d),
+        "sq_rel": np.mean(error * error / d),
+        "rmse": math.sqrt(np.mean(error * error)),
+        "rmse_log": math.sqrt(mean_g2),
+        "log10": absolute_g.mean() / math.log(10.0),
+    }
+    worst = np.maximum(ratio, 1.0 / ratio)
+    for k in (1, 2, 3):
+        result[f"delta{k}"] = np.mean(worst < DELTA_BASE**k)
+    result["silog"] = 100.0 * math.sqrt(np.mean((g - mean_g) ** 2))
+    result["scale_ratio"] = np.median(ratio)
+    return {name: float(value) for name, value in result.items()}
+
+
+def mean_over_images(per_image: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Mean of each metric over images, every image counting the same.
+
+    Raises:
+        ValueError: no image, or images with different metrics.
+    """
+    if not per_image:
+        raise ValueError("no image to average over")
+    names = list(per_image[0])
+    for metrics in per_image:
+        if list(metrics) != names:
+            raise ValueError(f"images differ in their metrics: {names} and {list(metrics)}")
+    return {name: math.fsum(m[name] for m in per_image) / len(per_image) for name in names}
+
+
+def bootstrap_interval(
+    values: Sequence[float],
+    groups: Sequence[str],
+    *,
+    seed: int,
+    resamples: int = 1000,
+    level: float = 0.95,
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean over images, resampling whole groups.
+
+    Args:
+        values: one value an image.
+        groups: the image's scene; frames of a scene are not independent, so scenes are
+            drawn with replacement, each with all its images.
+    """
+    if len(values) != len(groups) or not values:
+        raise ValueError(f"need one group a value, got {len(values)} and {len(groups)}")
+    _, index = np.unique(np.asarray(groups), return_inverse=True)
+    sums = np.bincount(index, weights=np.asarray(values, dtype=np.float64))  # [G]
+    counts = np.bincount(index)
+    drawn = np.random.default_rng(seed).integers(0, len(sums), size=(resamples, len(sums)))
+    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    tail = (1.0 - level) / 2.0
+    low, high = np.quantile(means, [tail, 1.0 - tail])
+    return float(low), float(high)

@@ -1,0 +1,143 @@
+"""Reading pictures and resizing them: numpy and Pillow only, so that the runtime needs no torch."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from metricgold.errors import UserError
+
+MAX_PIXELS = 178_956_970
+"""Largest picture (width x height) that is decoded; larger ones may be decompression bombs."""
+
+
+class ImageError(UserError):
+    """A picture cannot be used; the message names the file and says why."""
+
+
+def load_rgb(path: Path | str) -> NDArray[np.uint8]:
+    """Any picture as upright sRGB, uint8 [H, W, 3].
+
+    EXIF rotation is applied; grey, palette, CMYK and 16-bit pictures are converted;
+    transparency is laid over white.
+
+    Raises:
+        ImageError: the file is missing, empty, cut short, not an image, or a
+            decompression bomb.
+    """
+    path = Path(path)
+    _require_file(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path) as opened:
+                if opened.width * opened.height > MAX_PIXELS:
+                    raise Image.DecompressionBombError
+                opened.load()
+                return _to_rgb(ImageOps.exif_transpose(opened))
+    except UnidentifiedImageError:
+        raise ImageError(f"{path}: not an image that Pillow can read") from None
+    except Image.DecompressionBombError:
+        raise ImageError(f"{path}: more than {MAX_PIXELS:,} pixels; scale it down first") from None
+    except Exception as error:  # decoders raise anything on damaged data
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ImageError(f"{path}: damaged or cut short ({reason})") from None
+
+
+def _require_file(path: Path) -> None:
+    """Raise :class:`ImageError` unless ``path`` is a file with something in it."""
+    try:
+        if path.is_dir():
+            raise ImageError(f"{path}: is a folder, not an image")
+        size = path.stat().st_size
+    except FileNotFoundError:
+        raise ImageError(f"{path}: no such file") from None
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be opened ({error.strerror})") from None
+    if size == 0:
+        raise ImageError(f"{path}: the file is empty")
+
+
+def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
+    if image.mode.startswith("I") or image.mode == "F":
+        grey = _grey_to_8_bit(np.asarray(image), is_16_bit=image.mode.startswith("I;16"))
+        return np.repeat(grey[..., None], 3, axis=-1)
+    if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return np.asarray(Image.alpha_composite(white, rgba).convert("RGB"))
+    return np.asarray(image.convert("RGB"))
+
+
+def _grey_to_8_bit(grey: NDArray[Any], *, is_16_bit: bool) -> NDArray[np.uint8]:
+    """Deep grey to uint8. Files don't say their range: 1 for floats up to 1, else 8 or 16 bit."""
+    values = np.nan_to_num(grey.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
+    peak = float(values.max(initial=0.0))
+    if is_16_bit or peak > 255:
+        values /= 257.0
+    elif grey.dtype.kind == "f" and peak <= 1:
+        values *= 255.0
+    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+
+
+def exif_fov_y_deg(path: Path | str, height: int, width: int) -> float | None:
+    """Vertical field of view from EXIF ``FocalLengthIn35mmFilm``, or None.
+
+    The 35 mm equivalent refers to the 43.27 mm diagonal of a 36 x 24 mm frame.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path) as image:
+                focal_mm = float(image.getexif().get_ifd(0x8769).get(0xA405) or 0)
+    except Exception:
+        return None
+    if not 1 <= focal_mm < math.inf:
+        return None
+    diagonal_px = math.hypot(height, width)
+    focal_px = focal_mm / math.hypot(36.0, 24.0) * diagonal_px
+    return math.degrees(2.0 * math.atan(height / (2.0 * focal_px)))
+
+
+def processing_size(height: int, width: int, long_side: int, multiple: int) -> tuple[int, int]:
+    """Size the network works at: long side ``long_side``, both sides multiples of ``multiple``.
+
+    Each side is rounded to the nearest multiple (at least one), so nothing is padded;
+    the vertical field of view does not change under such a resize.
+    """
+    scale = long_side / max(height, width) if long_side else 1.0
+
+    def snap(side: int) -> int:
+        return max(1, round(side * scale / multiple)) * multiple
+
+    return snap(height), snap(width)
+
+
+def resize_rgb(rgb: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.float32]:
+    """uint8 [H, W, 3] to float32 [h, w, 3] in [0, 1]; bilinear with antialias."""
+    if rgb.shape[:2] != tuple(size):
+        image = Image.fromarray(rgb).resize((size[1], size[0]), Image.Resampling.BILINEAR)
+        rgb = np.asarray(image)
+    return rgb.astype(np.float32) / 255.0
+
+
+def resize_plain(values: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+    """float32 [h, w] to [H, W], bilinear with antialias."""
+    if values.shape == tuple(size):
+        return values.astype(np.float32)
+    image = Image.fromarray(np.ascontiguousarray(values, dtype=np.float32))
+    resized = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    return np.asarray(resized, dtype=np.float32)
+
+
+def resize_depth_log(depth: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+    """Metric depth [h, w] to [H, W], bilinear in log-depth; positive input required."""
+    if depth.shape == tuple(size):
+        return depth.astype(np.float32)
+    return np.exp(resize_plain(np.log(depth), size))

@@ -1,0 +1,271 @@
+"""The networks: how they are built, widened, called, saved and loaded.
+
+Everything is a plain diffusers class, so any diffusers user can load the parts.
+The field of view enters through ``UNet2DConditionModel``'s own class embedding
+(``class_embed_type="projection"``: an MLP whose output is added to the timestep
+embedding and starts at zero). A vector of zeros stands for an unknown camera; the
+MLP's biases are then the learned null embedding.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from metricgold.config import ToyModelConfig
+from metricgold.depth_codec import DepthCodec
+from metricgold.diffusion import make_scheduler
+from metricgold.errors import UserError
+
+FOV_FEATURES = 32
+FOV_OCTAVES = (-2.0, 3.0)
+"""Lowest and highest octave; the sinusoids' frequencies are pi times 2 to that power."""
+SPEC_FILE = "metricgold.json"
+EMBED_FILE = "empty_text_embed.safetensors"
+
+
+class CheckpointError(UserError):
+    """A checkpoint cannot be used; the message names the folder, what is wrong, what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """What a user of the weights must know; travels with them as ``metricgold.json``.
+
+    Attributes:
+        depth_min_m, depth_max_m: codec range in metres.
+        num_inference_steps: what the weights were trained for (1 after stage C).
+        processing_resolution: default long side in pixels.
+        fov_conditioning: whether the U-Net was trained with the field of view.
+    """
+
+    depth_min_m: float
+    depth_max_m: float
+    num_inference_steps: int
+    processing_resolution: int
+    fov_conditioning: bool = True
+    prediction_type: str = "v_prediction"
+
+    @property
+    def codec(self) -> DepthCodec:
+        return DepthCodec(self.depth_min_m, self.depth_max_m)
+
+
+def build_toy_vae(config: ToyModelConfig) -> AutoencoderKL:
+    """AutoencoderKL of Stable Diffusion's shape; spatial factor 2^(levels - 1)."""
+    levels = len(config.vae_channels)
+    return AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=config.vae_channels,
+        layers_per_block=config.vae_layers,
+        latent_channels=config.latent_channels,
+        norm_num_groups=config.norm_groups,
+        mid_block_add_attention=False,
+        scaling_factor=1.0,
+    )
+
+
+def build_toy_unet(config: ToyModelConfig) -> UNet2DConditionModel:
+    """Text-to-image U-Net (4 input channels), FOV embedding included, before widening."""
+    attends = config.attention_levels
+    if len(attends) != len(config.unet_channels):
+        raise ValueError(
+            f"attention_levels has {len(attends)} entries, unet_channels {len(config.unet_channels)}"
+        )
+    down = tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attends)
+    up = tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends))
+    unet = UNet2DConditionModel(
+        in_channels=config.latent_channels,
+        out_channels=config.latent_channels,
+        down_block_types=down,
+        up_block_types=up,
+        block_out_channels=config.unet_channels,
+        layers_per_block=config.unet_layers,
+        cross_attention_dim=config.cross_attention_dim,
+        attention_head_dim=tuple(c // config.attention_head_dim for c in config.unet_channels),
+        norm_num_groups=config.norm_groups,
+        use_linear_projection=True,
+        class_embed_type="projection",
+        projection_class_embeddings_input_dim=FOV_FEATURES,
+    )
+    zero_fov_output(unet)
+    return unet
+
+
+def zero_fov_output(unet: UNet2DConditionModel) -> None:
+    """Zero the FOV MLP's last layer, so that step 0 equals the base model."""
+    assert unet.class_embedding is not None
+    nn.init.zeros_(unet.class_embedding.linear_2.weight)
+    nn.init.zeros_(unet.class_embedding.linear_2.bias)
+
+
+def widen_conv_in(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """conv_in from 4 to 8 channels, order [rgb_latent, depth_latent], in place.
+
+    The weights are repeated twice and halved: fed the same latent twice, the network
+    gives what it gave before. Source: Marigold.
+    """
+    old = unet.conv_in
+    if old.in_channels == 8:
+        return unet
+    if old.in_channels != 4:
+        raise CheckpointError(f"U-Net takes {old.in_channels} channels; 4 or 8 expected")
+    new = nn.Conv2d(8, old.out_channels, old.kernel_size, old.stride, old.padding)
+    new.weight = nn.Parameter(old.weight.detach().repeat(1, 2, 1, 1) * 0.5)
+    assert old.bias is not None
+    new.bias = nn.Parameter(old.bias.detach().clone())
+    unet.conv_in = new
+    unet.register_to_config(in_channels=8)
+    return unet
+
+
+def fov_features(fov_y_deg: Tensor) -> Tensor:
+    """Vertical fields of view [B] in degrees to features [B, 32]; NaN (unknown) to zeros.
+
+    Sinusoids of ``tan(fov_y / 2)`` at 16 octave-spaced frequencies from pi/4 up to 8 pi.
+    """
+    tangent = torch.tan(torch.deg2rad(fov_y_deg.float()) / 2.0)
+    octaves = torch.linspace(*FOV_OCTAVES, FOV_FEATURES // 2, device=fov_y_deg.device)
+    phase = tangent[:, None] * (math.pi * 2.0**octaves)  # [B, 16]
+    features = torch.cat([phase.sin(), phase.cos()], dim=1)
+    return torch.where(torch.isnan(fov_y_deg)[:, None], torch.zeros_like(features), features)
+
+
+def vae_factor(vae: AutoencoderKL) -> int:
+    """Pixels a latent cell spans on each axis (8 for Stable Diffusion)."""
+    return 2 ** (len(vae.config.block_out_channels) - 1)
+
+
+def size_multiple(vae: AutoencoderKL, unet: UNet2DConditionModel) -> int:
+    """What height and width in pixels must be multiples of."""
+    return vae_factor(vae) * 2 ** (len(unet.config.block_out_channels) - 1)
+
+
+def encode(vae: AutoencoderKL, image: Tensor) -> Tensor:
+    """Picture [B, 3, H, W] in [-1, 1] to latent [B, 4, h, w]: posterior mean x scaling factor."""
+    return vae.encode(image).latent_dist.mean * vae.config.scaling_factor
+
+
+def encode_depth_norm(depth_vae: AutoencoderKL, depth_norm: Tensor) -> Tensor:
+    """depth_norm [B, 1, H, W] in [-1, 1] to depth latent [B, 4, h, w]."""
+    return encode(depth_vae, depth_norm.expand(-1, 3, -1, -1))
+
+
+def decode_depth_norm(depth_vae: AutoencoderKL, depth_latent: Tensor) -> Tensor:
+    """Depth latent [B, 4, h, w] to depth_norm [B, 1, H, W], float32 channel mean, *not* clipped."""
+    decoded = depth_vae.decode(depth_latent / depth_vae.config.scaling_factor).sample
+    return decoded.float().mean(dim=1, keepdim=True)
+
+
+def predict_velocity(
+    unet: UNet2DConditionModel,
+    rgb_latent: Tensor,
+    noisy_depth_latent: Tensor,
+    timesteps: Tensor,
+    empty_text_embed: Tensor,
+    fov: Tensor,
+) -> Tensor:
+    """Velocity [B, 4, h, w] from the two latents, timesteps [B] or scalar, FOV features [B, 32]."""
+    unet_input = torch.cat([rgb_latent, noisy_depth_latent], dim=1)  # [B, 8, h, w], rgb first
+    text = empty_text_embed.to(unet_input.dtype).expand(unet_input.shape[0], -1, -1)
+    out = unet(unet_input, timesteps, text, class_labels=fov.to(unet_input.dtype))
+    return out.sample
+
+
+@dataclass
+class MetricGoldModel:
+    """All parts of a checkpoint; folder layout as diffusers writes it.
+
+    ``image_vae/ depth_vae/ unet/ scheduler/ empty_text_embed.safetensors metricgold.json``
+    """
+
+    image_vae: AutoencoderKL
+    depth_vae: AutoencoderKL
+    unet: UNet2DConditionModel
+    scheduler: DDIMScheduler
+    empty_text_embed: Tensor  # [1, T, C]
+    spec: ModelSpec
+
+    @property
+    def size_multiple(self) -> int:
+        return size_multiple(self.image_vae, self.unet)
+
+    def eval(self) -> MetricGoldModel:
+        """All networks in inference mode."""
+        for module in (self.image_vae, self.depth_vae, self.unet):
+            module.eval().requires_grad_(False)
+        return self
+
+    def to(self, device: torch.device | str) -> MetricGoldModel:
+        """All networks and the text embedding on ``device``."""
+        for module in (self.image_vae, self.depth_vae, self.unet):
+            module.to(device)
+        self.empty_text_embed = self.empty_text_embed.to(device)
+        return self
+
+    def save_pretrained(self, folder: Path | str) -> None:
+        """Write the checkpoint: safetensors and JSON only."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.image_vae.save_pretrained(folder / "image_vae")
+        self.depth_vae.save_pretrained(folder / "depth_vae")
+        self.unet.save_pretrained(folder / "unet")
+        self.scheduler.save_pretrained(folder / "scheduler")
+        embed = self.empty_text_embed.detach().cpu().contiguous()
+        save_file({"empty_text_embed": embed}, folder / EMBED_FILE)
+        (folder / SPEC_FILE).write_text(json.dumps(asdict(self.spec), indent=2) + "\n")
+
+    @classmethod
+    def from_pretrained(cls, folder: Path | str) -> MetricGoldModel:
+        """Read a checkpoint folder.
+
+        Raises:
+            CheckpointError: the folder or one of its parts is missing or damaged.
+        """
+        folder = Path(folder)
+        if not (folder / SPEC_FILE).is_file():
+            raise CheckpointError(
+                f"{folder}: no MetricGold checkpoint there ({SPEC_FILE} is missing); "
+                "run 'dvc repro', 'dvc pull', or name another folder"
+            )
+        try:
+            spec = ModelSpec(**json.loads((folder / SPEC_FILE).read_text()))
+            return cls(
+                image_vae=AutoencoderKL.from_pretrained(folder / "image_vae", use_safetensors=True),
+                depth_vae=AutoencoderKL.from_pretrained(folder / "depth_vae", use_safetensors=True),
+                unet=UNet2DConditionModel.from_pretrained(folder / "unet", use_safetensors=True),
+                scheduler=DDIMScheduler.from_pretrained(folder / "scheduler"),
+                empty_text_embed=load_file(folder / EMBED_FILE)["empty_text_embed"],
+                spec=spec,
+            ).eval()
+        except Exception as error:
+            reason = " ".join(str(error).split())[:300]
+            raise CheckpointError(f"{folder}: checkpoint cannot be read: {reason}") from error
+
+
+def random_toy_model(config: ToyModelConfig, spec: ModelSpec, seed: int = 0) -> MetricGoldModel:
+    """A complete randomly initialised model, widened; for tests and export trials."""
+    generator_state = torch.random.get_rng_state()
+    torch.manual_seed(seed)
+    try:
+        model = MetricGoldModel(
+            image_vae=build_toy_vae(config),
+            depth_vae=build_toy_vae(config),
+            unet=widen_conv_in(build_toy_unet(config)),
+            scheduler=make_scheduler(),
+            empty_text_embed=torch.randn(1, 2, config.cross_attention_dim),
+            spec=spec,
+        )
+    finally:
+        torch.random.set_rng_state(generator_state)
+    return model.eval()

@@ -1,0 +1,26 @@
+"""Progress with an ETA: a bar on a terminal, a line now and then in a log."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from tqdm import tqdm
+
+
+def progress_bar(
+    iterable: Iterable[Any] | None = None, *, description: str, total: int | None = None, unit: str = "it"
+) -> Any:
+    """A tqdm bar that stays quiet in logs (at most a line every ten seconds)."""
+    terminal = sys.stderr.isatty()
+    return tqdm(
+        iterable,
+        desc=description,
+        total=total,
+        unit=unit,
+        mininterval=0.2 if terminal else 10.0,
+        maxinterval=10.0,
+        dynamic_ncols=terminal,
+        ascii=not terminal,
+    )

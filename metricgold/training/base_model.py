@@ -1,0 +1,132 @@
+"""Stage ``base_model``: the text-to-image model everything starts from.
+
+A hub checkpoint is fetched and stripped of its text encoder; without one (``toy``),
+Stable Diffusion's architecture is built at toy width and its image VAE is trained on
+the pictures of the profile.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from metricgold.config import ProfileConfig
+from metricgold.errors import UserError
+from metricgold.files import replaced_folder, write_json
+from metricgold.model import EMBED_FILE, build_toy_unet, build_toy_vae
+from metricgold.training.autoencoder import frame_batches, reconstruction_loss, set_scaling_factor
+from metricgold.training.banks import first_frames, open_banks
+from metricgold.training.loop import Run, default_device, train, use_all_cores
+from metricgold.workspace import Workspace
+
+
+@dataclass
+class BaseModel:
+    """Image VAE, text-to-image U-Net and the empty prompt's embedding [1, T, C]."""
+
+    image_vae: AutoencoderKL
+    unet: UNet2DConditionModel
+    empty_text_embed: Tensor
+
+    def save(self, folder: Path) -> None:
+        """Write the parts to ``folder`` (replaced as a whole)."""
+        with replaced_folder(folder) as new:
+            self.image_vae.save_pretrained(new / "image_vae")
+            self.unet.save_pretrained(new / "unet")
+            save_file({"empty_text_embed": self.empty_text_embed.contiguous()}, new / EMBED_FILE)
+
+    @classmethod
+    def load(cls, folder: Path) -> BaseModel:
+        """Read what :meth:`save` wrote; raises ``UserError`` when it is not there."""
+        if not (folder / EMBED_FILE).is_file():
+            raise UserError(f"{folder}: no base model there; run 'dvc repro base_model'")
+        return cls(
+            AutoencoderKL.from_pretrained(folder / "image_vae", use_safetensors=True),
+            UNet2DConditionModel.from_pretrained(folder / "unet", use_safetensors=True),
+            load_file(folder / EMBED_FILE)["empty_text_embed"],
+        )
+
+
+def run(config: ProfileConfig, workspace: Workspace) -> None:
+    """Make or fetch the base model into ``workspace.base_model``."""
+    if config.base_model.hub_id is not None:
+        model = fetch(config.base_model.hub_id, config.base_model.revision)
+        metrics = {"pretrained": 1}
+    else:
+        model, metrics = _toy(config, workspace)
+    model.save(workspace.base_model)
+    write_json(workspace.metrics / "base_model.json", metrics)
+
+
+def fetch(hub_id: str, revision: str | None) -> BaseModel:
+    """A diffusers-format Stable Diffusion from the hub or a folder; safetensors only.
+
+    Raises:
+        UserError: offline and not in the local cache, missing, or not in that format.
+    """
+    try:
+        kwargs = {"revision": revision, "use_safetensors": True}
+        vae = AutoencoderKL.from_pretrained(hub_id, subfolder="vae", **kwargs)
+        unet = UNet2DConditionModel.from_pretrained(
+            hub_id, subfolder="unet", low_cpu_mem_usage=False, **kwargs
+        )
+        embed = _empty_prompt(hub_id, revision)
+    except ImportError as error:
+        raise UserError(f"base model '{hub_id}' needs the 'sd2' extra: {error}") from None
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"base model '{hub_id}' (revision {revision}) cannot be had: {reason}") from error  # fmt: skip
+    return BaseModel(vae, unet, embed)
+
+
+def _empty_prompt(hub_id: str, revision: str | None) -> Tensor:
+    """The un-padded empty prompt (start and end token) through the text encoder: [1, 2, C]."""
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    tokenizer = CLIPTokenizer.from_pretrained(hub_id, subfolder="tokenizer", revision=revision)
+    encoder = CLIPTextModel.from_pretrained(
+        hub_id, subfolder="text_encoder", revision=revision, use_safetensors=True
+    )
+    tokens = tokenizer("", padding="do_not_pad", return_tensors="pt")
+    with torch.no_grad():
+        return encoder(tokens.input_ids)[0].float()
+
+
+def _toy(config: ProfileConfig, workspace: Workspace) -> tuple[BaseModel, dict[str, float]]:
+    section = config.base_model
+    assert section.toy is not None and section.optimizer is not None
+    use_all_cores()
+    torch.manual_seed(config.seed)
+    vae = build_toy_vae(section.toy).to(default_device())
+    unet = build_toy_unet(section.toy)
+    embed = torch.randn(1, 2, section.toy.cross_attention_dim)
+    banks = open_banks(config, workspace, "train")
+    batch = frame_batches(config, banks, section.optimizer, salt=11)
+
+    def loss(micro_batch: int, generator: torch.Generator) -> dict[str, Tensor]:
+        rgb = batch(micro_batch)["rgb"].to(vae.device)
+        everywhere = torch.ones_like(rgb[:, :1], dtype=torch.bool)
+        return reconstruction_loss(vae, rgb, rgb, everywhere, generator, 0.5, 1e-6)
+
+    last = train(
+        Run(
+            name="base_model",
+            network=vae,
+            optimizer=section.optimizer,
+            loss=loss,
+            scratch=workspace.scratch("base_model"),
+            seed=config.seed,
+            identity=json.dumps({n: len(b) for n, b in banks.items()}),
+            curve=workspace.plots / "base_model.csv",
+        )
+    )
+    images = [b["rgb"] for b in first_frames(banks, 128).values()]
+    factor = set_scaling_factor(vae, images)
+    metrics = {"pretrained": 0, "image_l1": last["l1"], "scaling_factor": factor}
+    return BaseModel(vae.cpu(), unet, embed), metrics
