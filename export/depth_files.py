@@ -80,6 +80,8 @@ def write_depth(folder: Path, name: str, depth: Array, uncertainty: Array | None
             _save_array(parts[3], uncertainty)
         for part, target in zip(parts, targets, strict=True):
             os.replace(part, target)
+        if uncertainty is None:  # that of an earlier run does not belong to this depth
+            (folder / f"{name}_uncertainty.npy").unlink(missing_ok=True)
     except OSError as error:
         for part in parts:
             _discard(part)

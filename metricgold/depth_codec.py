@@ -32,7 +32,8 @@ class DepthCodec:
     def __post_init__(self) -> None:
         if not 0 < self.depth_min_m < self.depth_max_m < math.inf:
             raise ValueError(
-                f"depth range must satisfy 0 < min < max, got {self.depth_min_m}..{self.depth_max_m} m"
+                "depth range must satisfy 0 < min < max, "
+                f"got {self.depth_min_m}..{self.depth_max_m} m"
             )
 
     @property

@@ -115,3 +115,28 @@ def hypersim_intrinsics(
     rotation, upper = rotation * signs, signs[:, None] * upper
     intrinsics = np.linalg.inv(upper)
     return intrinsics / intrinsics[2, 2], rotation
+
+
+def ray_latent(fov_y_deg: Array, size: tuple[int, int], aspect: float) -> NDArray[np.float32]:
+    """What the one-step model starts from in place of noise: [B, 4, h, w], a picture of the camera.
+
+    At t = 999 with zero terminal SNR the noisy latent says nothing of the depth, so its
+    four channels are free: the first two hold the position in [-1, 1] (x, y), the other
+    two the ray's tangents ``x tan(fov_x/2)`` and ``y tan(fov_y/2)``, zeros for an unknown
+    camera (NaN). The principal point is taken to be the centre.
+
+    Args:
+        fov_y_deg: vertical fields of view [B] in degrees, NaN where unknown.
+        size: latent height and width.
+        aspect: picture width over height (of square pixels).
+    """
+    height, width = size
+    y, x = np.meshgrid(
+        (np.arange(height) + 0.5) * (2.0 / height) - 1.0,
+        (np.arange(width) + 0.5) * (2.0 / width) - 1.0,
+        indexing="ij",
+    )
+    tangent = np.nan_to_num(np.tan(np.radians(np.asarray(fov_y_deg, np.float64)) / 2.0))
+    t = tangent[:, None, None]
+    still = np.ones_like(t)
+    return np.stack([x * still, y * still, x * t * aspect, y * t], axis=1).astype(np.float32)

@@ -80,7 +80,8 @@ def build_toy_unet(config: ToyModelConfig) -> UNet2DConditionModel:
     attends = config.attention_levels
     if len(attends) != len(config.unet_channels):
         raise ValueError(
-            f"attention_levels has {len(attends)} entries, unet_channels {len(config.unet_channels)}"
+            f"attention_levels has {len(attends)} entries, "
+            f"unet_channels {len(config.unet_channels)}"
         )
     down = tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attends)
     up = tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends))

@@ -10,7 +10,8 @@ dvc="$root/.venv/bin/dvc"
 
 rm -rf "$copy"
 mkdir -p "$copy/.dvc"
-cp -R dvc.yaml params.yaml .dvcignore scripts flows metricgold export docs "$copy"
+cp -R dvc.yaml params.yaml .dvcignore scripts flows metricgold export "$copy"
+if [ -d docs ]; then cp -R docs "$copy"; fi
 cp .dvc/config "$copy/.dvc/config"
 printf '[core]\n    no_scm = true\n' >"$copy/.dvc/config.local"
 cd "$copy"

@@ -14,10 +14,12 @@ import pytest
 import torch
 from toy import toy_model
 
+from export import onnx_export
 from export.components import build_components, example_inputs
 from export.manifest import ExportError, read_manifest, sha256_of, verify_graphs
 from export.onnx_export import METADATA_KEY, check_sizes, export_checkpoint
 from export.parity import ParityError, run
+from export.runtime import InferenceError, open_session
 from export.specs import COMPONENTS, DEPTH_DECODER, UNET_STEP, VAE_ENCODER, Precision
 from metricgold.config import ExportConfig, ProfileConfig, load_config
 from metricgold.model import CheckpointError, decode_depth_norm, encode, predict_velocity
@@ -171,11 +173,26 @@ def test_graphs_of_another_checkpoint_are_refused(
         run(profile(export_config), ws)
 
 
-def test_static_export_and_fallback_opset(
-    exported: Workspace, export_config: ExportConfig, tmp_path: Path
+def test_static_export_with_fallback_opset_and_weights_beside_the_graph(
+    exported: Workspace,
+    export_config: ExportConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(onnx_export, "EXTERNAL_DATA_BYTES", 10_000)
     static = export_config.model_copy(update={"dynamic": False, "opset": 20})
     manifest = export_checkpoint(exported.model, tmp_path / "onnx", static)
     assert manifest.static_size == [16, 24]
     assert manifest.components[VAE_ENCODER.name].inputs == {"rgb": [1, 3, 16, 24]}
     assert asdict(read_manifest(tmp_path / "onnx")) == asdict(manifest)
+    unet = manifest.components[UNET_STEP.name]
+    assert list(unet.files) == ["unet_step.onnx", "unet_step.onnx.data"]
+    session = open_session(tmp_path / "onnx", "onnxruntime-cpu")
+    rgb = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)
+    expected = open_session(exported.onnx, "onnxruntime-cpu").infer(rgb, fov_deg=60.0).depth
+    np.testing.assert_allclose(session.infer(rgb, fov_deg=60.0).depth, expected, rtol=1e-3)
+    with pytest.raises(InferenceError, match="exported for 16x24 pixels only"):
+        session.infer(rgb, processing_resolution=48)
+    (tmp_path / "onnx" / "unet_step.onnx.data").write_bytes(b"other")
+    with pytest.raises(ExportError, match=r"unet_step\.onnx\.data: differs"):
+        open_session(tmp_path / "onnx", "onnxruntime-cpu")

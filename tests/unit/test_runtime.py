@@ -1,4 +1,4 @@
-"""The torch-free session equals the torch pipeline; stale files and absent back-ends are refused."""
+"""The torch-free session equals the torch pipeline; stale files, absent back-ends are refused."""
 
 from __future__ import annotations
 

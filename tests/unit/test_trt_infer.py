@@ -1,0 +1,245 @@
+"""The command line: every kind of picture, what is written, what is said, what is refused."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from export import depth_files, trt_infer
+from export.depth_files import OutputError, colour_picture, depth_to_millimetres, write_depth
+from export.runtime import InferenceError
+from metricgold.errors import run_cli
+from metricgold.workspace import Workspace
+
+RGB = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+Infer = Callable[..., int]
+
+
+@pytest.fixture
+def infer(exported: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Infer:
+    """Runs the command line in an empty folder; returns its exit code."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> int:
+        common = ["--model", str(exported.onnx), "--backend", "onnxruntime-cpu"]
+        monkeypatch.setattr(sys, "argv", ["trt_infer", *arguments, *common])
+        with pytest.raises(SystemExit) as ended:
+            run_cli(trt_infer.main)
+        assert isinstance(ended.value.code, int)
+        return ended.value.code
+
+    return call
+
+
+def outputs(folder: Path = Path("outputs")) -> list[str]:
+    return sorted(p.name for p in folder.iterdir()) if folder.exists() else []
+
+
+def test_all_three_files_and_the_summary(infer: Infer, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.fromarray(RGB).save("photo.png")
+    assert infer("photo.png") == 0
+    assert outputs() == ["photo_depth.npy", "photo_depth_colour.png", "photo_depth_mm.png"]
+    depth = np.load("outputs/photo_depth.npy")
+    assert depth.dtype == np.float32
+    assert depth.shape == (30, 40)
+    with Image.open("outputs/photo_depth_mm.png") as picture:
+        assert picture.mode == "I;16"
+        millimetres = np.asarray(picture)
+    inside = depth < 65.5
+    np.testing.assert_allclose(millimetres[inside] / 1000, depth[inside], atol=5.1e-4)
+    with Image.open("outputs/photo_depth_colour.png") as picture:
+        assert picture.mode == "RGB"
+        assert picture.height > picture.width * 30 / 40  # the scale bar lies below
+    said = capsys.readouterr()
+    assert said.err == ""
+    for part in (
+        f"min {depth.min():.2f} m",
+        f"median {np.median(depth):.2f} m",
+        f"max {depth.max():.2f} m",
+        "onnxruntime-cpu",
+        " s (",
+        "field of view unknown",
+        "wrote outputs",
+    ):
+        assert part in said.out
+    assert infer("photo.png") == 0
+    assert "replaced outputs" in capsys.readouterr().out
+
+
+def test_field_of_view_sources(infer: Infer, capsys: pytest.CaptureFixture[str]) -> None:
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0xA405] = 24
+    Image.fromarray(RGB).save("photo.jpg", exif=exif)
+    assert infer("photo.jpg") == 0
+    assert "° from EXIF" in capsys.readouterr().out
+    assert infer("photo.jpg", "--fov-deg", "50") == 0
+    assert "50.0° from --fov-deg" in capsys.readouterr().out
+    assert infer("photo.jpg", "--focal-px", "15") == 0
+    assert "90.0° from --focal-px" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("focal", ["0", "-3", "nan"])
+def test_bad_options_are_one_line(
+    infer: Infer, capsys: pytest.CaptureFixture[str], focal: str
+) -> None:
+    Image.fromarray(RGB).save("photo.png")
+    assert infer("photo.png", "photo.png", "--focal-px", focal) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+    assert outputs() == []
+
+
+def test_ensemble_writes_its_uncertainty(infer: Infer) -> None:
+    Image.fromarray(RGB).save("photo.png")
+    assert infer("photo.png", "--ensemble", "3", "--steps", "2") == 0
+    assert np.load("outputs/photo_uncertainty.npy").shape == (30, 40)
+    assert infer("photo.png") == 0
+    assert "photo_uncertainty.npy" not in outputs(), "it belongs to an older result"
+
+
+PICTURES: dict[str, Callable[[], Image.Image]] = {
+    "one_pixel.png": lambda: Image.new("RGB", (1, 1), (9, 9, 9)),
+    "cmyk.jpg": lambda: Image.fromarray(RGB).convert("CMYK"),
+    "deep.png": lambda: Image.fromarray(RGB[..., 0].astype(np.uint16) * 257),
+    "rgba.png": lambda: Image.fromarray(RGB).convert("RGBA"),
+    "grey.png": lambda: Image.fromarray(RGB).convert("L"),
+    "palette.gif": lambda: Image.fromarray(RGB).quantize(16),
+    "narrow.png": lambda: Image.new("RGB", (1, 900)),
+}
+
+
+@pytest.mark.parametrize("name", list(PICTURES))
+def test_unusual_pictures_are_handled(infer: Infer, name: str) -> None:
+    picture = PICTURES[name]()
+    picture.save(name)
+    assert infer(name) == 0
+    depth = np.load(f"outputs/{Path(name).stem}_depth.npy")
+    assert depth.shape == (picture.height, picture.width)
+    assert np.isfinite(depth).all()
+    assert (depth > 0).all()
+
+
+def test_rotated_by_exif(infer: Infer) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(RGB).save("turned.jpg", exif=exif)
+    assert infer("turned.jpg") == 0
+    assert np.load("outputs/turned_depth.npy").shape == (40, 30)
+
+
+def make_bad(kind: str) -> Path:
+    path = Path("bad.png")
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "empty":
+        path.touch()
+    elif kind == "text":
+        path.write_text("no picture")
+    elif kind == "truncated":
+        Image.fromarray(RGB).save(path)
+        path.write_bytes(path.read_bytes()[:900])
+    return path
+
+
+@pytest.mark.parametrize("kind", ["missing", "folder", "empty", "text", "truncated"])
+def test_bad_input_is_one_line_and_no_output(
+    infer: Infer, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    assert infer(str(make_bad(kind))) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: bad.png: ")
+    assert said.count("\n") == 1
+    assert outputs() == []
+
+
+def test_bad_ones_do_not_stop_the_others(infer: Infer, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.fromarray(RGB).save("a.png")
+    Image.fromarray(RGB).save("b.png")
+    assert infer("a.png", "missing.png", "b.png") == 1
+    assert {"a_depth.npy", "b_depth.npy"} <= set(outputs())
+    assert "1 of 3 pictures refused" in capsys.readouterr().err
+
+
+def test_two_pictures_of_one_name_do_not_share_results(
+    infer: Infer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.fromarray(RGB).save("a.png")
+    Image.fromarray(RGB[:20]).save("a.jpg")
+    assert infer("a.png", "a.jpg") == 1
+    assert "a.jpg: its results would replace those of a.png" in capsys.readouterr().err
+    assert np.load("outputs/a_depth.npy").shape == (30, 40)
+
+
+def test_missing_model_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(RGB).save("a.png")
+    monkeypatch.setattr(sys, "argv", ["trt_infer", "a.png"])
+    with pytest.raises(SystemExit, match="1"):
+        run_cli(trt_infer.main)
+    said = capsys.readouterr().err
+    assert "manifest.json: no such file; run" in said
+    assert said.count("\n") == 1
+
+
+def test_saturation_is_counted() -> None:
+    depth = np.array([[0.0004, 1.2344, 65.535, 65.536, 80.0]], np.float32)
+    millimetres, saturated = depth_to_millimetres(depth)
+    assert millimetres.tolist() == [[0, 1234, 65535, 65535, 65535]]
+    assert saturated == 2
+
+
+def test_saturation_is_said(tmp_path: Path) -> None:
+    written = write_depth(tmp_path, "far", np.full((4, 5), 70.0, np.float32), None)
+    assert written.saturated == 20
+    assert "20 pixels beyond 65.535 m saturate" in trt_infer._files_line(written)
+    near = write_depth(tmp_path, "near", np.full((4, 5), 7.0, np.float32), None)
+    assert "saturate" not in trt_infer._files_line(near)
+
+
+def test_huge_results_get_a_small_colour_picture() -> None:
+    assert max(colour_picture(np.ones((1, 9000), np.float32)).shape) <= depth_files.PREVIEW_PX
+
+
+def test_nothing_half_written_when_the_disk_refuses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", refuse)
+    with pytest.raises(OutputError, match="No space left"):
+        write_depth(tmp_path, "x", np.ones((4, 5), np.float32), None)
+    assert os.listdir(tmp_path) == []
+
+
+def test_out_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="cannot be written"):
+        write_depth(tmp_path / "file", "x", np.ones((4, 5), np.float32), None)
+
+
+def test_field_of_view_from_focal_length() -> None:
+    fov = trt_infer.field_of_view(Path("x"), 200, 100, None, 100.0)
+    assert fov.degrees == pytest.approx(90.0)
+    with pytest.raises(InferenceError, match="--focal-px"):
+        trt_infer.field_of_view(Path("x"), 200, 100, None, -1.0)
+
+
+def test_genuine_pictures(infer: Infer, real_samples: Path) -> None:
+    pictures = sorted(
+        [*real_samples.glob("kitti/rgb/*.png"), *real_samples.glob("nyuv2/rgb/*.jpg")]
+    )
+    assert len(pictures) >= 4
+    assert infer(*map(str, pictures)) == 0
+    assert len(outputs()) == 3 * len(pictures)
+    for path in pictures:
+        with Image.open(path) as picture:
+            assert np.load(f"outputs/{path.stem}_depth.npy").shape == picture.size[::-1]
