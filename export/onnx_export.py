@@ -119,6 +119,11 @@ def _describe(model: MetricGoldModel, config: ExportConfig, checkpoint_sha256: s
             "resize": "bilinear with antialias on 8-bit sRGB",
             "value_range": "rgb / 255 * 2 - 1, channels first",
             "output": "z-depth in metres; resize bilinearly in log-depth",
+            "one_step_start": (
+                "noisy_depth_latent of a one-step model: channels x, y, x tan(fov_y/2) w/h, "
+                "y tan(fov_y/2) with x, y the cell centres in [-1, 1]; the last two are zeros "
+                "for an unknown field of view"
+            ),
         },
         versions={
             "torch": torch.__version__.partition("+")[0],

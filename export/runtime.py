@@ -5,6 +5,7 @@ The counterpart of :class:`metricgold.pipeline.MetricGoldPipeline` over exported
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ from export.manifest import (
 )
 from export.specs import DEPTH_DECODER, UNET_STEP, VAE_ENCODER
 from export.trt_library import LIBRARIES
-from metricgold import imaging
+from metricgold import geometry, imaging
 from metricgold.errors import UserError
 
 AUTO = "auto"
@@ -85,7 +86,7 @@ class DepthSession:
             steps: DDIM steps; default is what the weights were trained for.
             ensemble_size: predictions from different noise, fused by the median in log-depth.
             processing_resolution: long side in pixels, 0 for the picture's own size.
-            seed: of the initial noise (one step without an ensemble starts from zeros).
+            seed: of the initial noise (one step without an ensemble starts from the camera's rays).
             initial_latents: [E, 4, h, w] in place of the seeded noise.
 
         Raises:
@@ -100,9 +101,11 @@ class DepthSession:
             image = np.ascontiguousarray(resized.transpose(2, 0, 1)[None]) * np.float32(2) - 1
         with _timed(seconds, "encode"):
             rgb_latent = self.backend.run(VAE_ENCODER.name, {"rgb": image})
-        zeros = steps == 1 and ensemble_size == 1
-        if initial_latents is None:
-            initial_latents = _initial(rgb_latent.shape, ensemble_size, None if zeros else seed)
+        if initial_latents is None and steps == 1 and ensemble_size == 1:
+            known = np.array([math.nan if fov_deg is None else fov_deg])
+            initial_latents = geometry.ray_latent(known, rgb_latent.shape[-2:])
+        elif initial_latents is None:
+            initial_latents = _noise((ensemble_size, *rgb_latent.shape[1:]), seed)
         fov = numpy_sampler.fov_features(fov_deg, self.manifest.fov)
         depths = []
         for initial in initial_latents:
@@ -233,12 +236,9 @@ def _open(name: str, folder: Path, engines: Path, manifest: Manifest) -> Backend
     return OnnxRuntimeBackend(folder, manifest)
 
 
-def _initial(shape: tuple[int, ...], ensemble_size: int, seed: int | None) -> Array:
-    """Initial latents [E, 4, h, w]: Gaussian noise, or zeros without a seed."""
-    wanted = (ensemble_size, *shape[1:])
-    if seed is None:
-        return np.zeros(wanted, np.float32)
-    return np.random.default_rng(seed).standard_normal(wanted, dtype=np.float32)
+def _noise(shape: tuple[int, ...], seed: int) -> Array:
+    """Gaussian initial latents [E, 4, h, w]."""
+    return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
 
 
 def _lower_median(values: Array) -> Array:

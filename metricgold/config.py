@@ -192,8 +192,12 @@ class TrainUnetConfig(_Section):
 
 
 class TrainOneStepConfig(_Section):
-    """Stage C: one step, end to end, metric loss in log-depth."""
+    """Stage C: one step, end to end, metric loss in log-depth.
 
+    ``latent_phase`` runs first: the same step, compared in latent space.
+    """
+
+    latent_phase: OptimizerConfig
     optimizer: OptimizerConfig
     gradient_loss_weight: Annotated[float, Field(ge=0)]
     scale_loss_weight: Annotated[float, Field(ge=0)]

@@ -117,7 +117,7 @@ def hypersim_intrinsics(
     return intrinsics / intrinsics[2, 2], rotation
 
 
-def ray_latent(fov_y_deg: Array, size: tuple[int, int], aspect: float) -> NDArray[np.float32]:
+def ray_latent(fov_y_deg: Array, size: tuple[int, int]) -> NDArray[np.float32]:
     """What the one-step model starts from in place of noise: [B, 4, h, w], a picture of the camera.
 
     At t = 999 with zero terminal SNR the noisy latent says nothing of the depth, so its
@@ -127,8 +127,7 @@ def ray_latent(fov_y_deg: Array, size: tuple[int, int], aspect: float) -> NDArra
 
     Args:
         fov_y_deg: vertical fields of view [B] in degrees, NaN where unknown.
-        size: latent height and width.
-        aspect: picture width over height (of square pixels).
+        size: latent height and width; cells are taken to be square.
     """
     height, width = size
     y, x = np.meshgrid(
@@ -139,4 +138,4 @@ def ray_latent(fov_y_deg: Array, size: tuple[int, int], aspect: float) -> NDArra
     tangent = np.nan_to_num(np.tan(np.radians(np.asarray(fov_y_deg, np.float64)) / 2.0))
     t = tangent[:, None, None]
     still = np.ones_like(t)
-    return np.stack([x * still, y * still, x * t * aspect, y * t], axis=1).astype(np.float32)
+    return np.stack([x * still, y * still, x * t * (width / height), y * t], axis=1).astype(np.float32)

@@ -23,6 +23,7 @@ from metricgold.config import ToyModelConfig
 from metricgold.depth_codec import DepthCodec
 from metricgold.diffusion import make_scheduler
 from metricgold.errors import UserError
+from metricgold.geometry import ray_latent
 
 FOV_FEATURES = 32
 FOV_OCTAVES = (-2.0, 3.0)
@@ -61,7 +62,7 @@ class ModelSpec:
 def build_toy_vae(config: ToyModelConfig) -> AutoencoderKL:
     """AutoencoderKL of Stable Diffusion's shape; spatial factor 2^(levels - 1)."""
     levels = len(config.vae_channels)
-    return AutoencoderKL(
+    vae = AutoencoderKL(
         in_channels=3,
         out_channels=3,
         down_block_types=("DownEncoderBlock2D",) * levels,
@@ -73,6 +74,10 @@ def build_toy_vae(config: ToyModelConfig) -> AutoencoderKL:
         mid_block_add_attention=False,
         scaling_factor=1.0,
     )
+    assert vae.quant_conv is not None and vae.quant_conv.bias is not None
+    with torch.no_grad():  # a quiet posterior (std 0.05) from the first step on
+        vae.quant_conv.bias[config.latent_channels :] = -6.0
+    return vae
 
 
 def build_toy_unet(config: ToyModelConfig) -> UNet2DConditionModel:
@@ -140,6 +145,12 @@ def fov_features(fov_y_deg: Tensor) -> Tensor:
     phase = tangent[:, None] * (math.pi * 2.0**octaves)  # [B, 16]
     features = torch.cat([phase.sin(), phase.cos()], dim=1)
     return torch.where(torch.isnan(fov_y_deg)[:, None], torch.zeros_like(features), features)
+
+
+def one_step_start(fov_y_deg: Tensor, rgb_latent: Tensor) -> Tensor:
+    """What one step starts from in place of noise, [B, 4, h, w]: ``geometry.ray_latent``."""
+    rays = ray_latent(fov_y_deg.detach().cpu().double().numpy(), tuple(rgb_latent.shape[-2:]))
+    return torch.from_numpy(rays).to(rgb_latent)
 
 
 def vae_factor(vae: AutoencoderKL) -> int:

@@ -17,6 +17,7 @@ from metricgold.model import (
     decode_depth_norm,
     encode,
     fov_features,
+    one_step_start,
     predict_velocity,
 )
 
@@ -116,7 +117,7 @@ class MetricGoldPipeline:
     ) -> Tensor:
         one_step = steps == 1 and ensemble_size == 1
         if one_step:
-            initial = torch.zeros_like(rgb_latent)
+            initial = one_step_start(fov, rgb_latent)
         else:
             initial = torch.randn(rgb_latent.shape, generator=generator).to(rgb_latent)
         features = fov_features(fov)

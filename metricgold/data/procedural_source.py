@@ -35,7 +35,7 @@ from metricgold.progress import progress_bar
 
 HOLDOUT_SEED = 1_000_000
 HOLDOUT_FRAMES = 2
-FRAMES_PER_CAMERA = 5
+FRAMES_PER_CAMERA = 2
 WORKERS = 2
 _SEED_OFFSET = {"hypersim": 0, "virtual_kitti": 200_000, "tartanair": 400_000}
 _CAMERA_STRIDE = 20_000

@@ -20,6 +20,7 @@ from metricgold.config import ProfileConfig
 from metricgold.errors import UserError
 from metricgold.files import replaced_folder, write_json
 from metricgold.model import EMBED_FILE, build_toy_unet, build_toy_vae
+from metricgold.training import checkpoint
 from metricgold.training.autoencoder import frame_batches, reconstruction_loss, set_scaling_factor
 from metricgold.training.banks import first_frames, open_banks
 from metricgold.training.loop import Run, default_device, train, use_all_cores
@@ -62,6 +63,7 @@ def run(config: ProfileConfig, workspace: Workspace) -> None:
         model, metrics = _toy(config, workspace)
     model.save(workspace.base_model)
     write_json(workspace.metrics / "base_model.json", metrics)
+    checkpoint.discard(workspace.scratch("base_model"))
 
 
 def fetch(hub_id: str, revision: str | None) -> BaseModel:

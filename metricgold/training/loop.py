@@ -119,6 +119,9 @@ class _Average:
 def train(run: Run) -> dict[str, float]:
     """Train ``run.network`` in place; resumes from ``run.scratch``; returns the last means.
 
+    The last checkpoint stays in ``run.scratch`` until the stage has written its output and
+    calls ``checkpoint.discard``.
+
     Raises:
         TrainingError: the loss or a gradient is not finite.
     """
@@ -149,12 +152,12 @@ def train(run: Run) -> dict[str, float]:
         if (step + 1) % max(1, config.steps // 40) == 0 or step + 1 == config.steps:
             rows.append(_row(step + 1, window, learning_rate(config, step)))
             window.clear()
-        if (step + 1) % config.checkpoint_every == 0 and step + 1 < config.steps:
-            checkpoint.save(run.scratch, run.fingerprint, _state(run, optimizer, average, rows, step + 1, window))  # fmt: skip
+        if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
+            state = _state(run, optimizer, average, rows, step + 1, window)
+            checkpoint.save(run.scratch, run.fingerprint, state)
     bar.close()
     average.apply()
     _write_curve(run.curve, rows)
-    checkpoint.discard(run.scratch)
     seconds = time.perf_counter() - began
     print(f"{run.name}: {config.steps - start} steps in {seconds:.1f} s", flush=True)
     return rows[-1] if rows else {}

@@ -13,30 +13,68 @@ import json
 import torch
 from torch import Tensor
 
-from metricgold.config import ProfileConfig
+from metricgold.config import OptimizerConfig, ProfileConfig, TrainOneStepConfig
 from metricgold.diffusion import LAST_TIMESTEP
 from metricgold.files import replaced_folder
 from metricgold.losses import masked_l1, multiscale_gradient_l1, scale_aware_log_loss
-from metricgold.model import MetricGoldModel, decode_depth_norm, predict_velocity
-from metricgold.training.latents import cache_hash, open_latents, weights_hash
+from metricgold.model import (
+    MetricGoldModel,
+    decode_depth_norm,
+    fov_features,
+    one_step_start,
+    predict_velocity,
+)
+from metricgold.training import checkpoint
+from metricgold.training.latents import LatentBank, cache_hash, open_latents, weights_hash
 from metricgold.training.loop import Run, default_device, train, use_all_cores
-from metricgold.training.unet import fov_with_dropout, latent_sampler
+from metricgold.training.unet import drop_fov, latent_sampler
 from metricgold.workspace import Workspace
 
 
-def predict_depth_norm(
-    model: MetricGoldModel, rgb_latent: Tensor, fov: Tensor
-) -> Tensor:
-    """One step from zeros at t = 999: depth_norm [B, 1, H, W], not clipped, with gradients."""
+CURVES = {"latent": "train_one_step_latent.csv", "depth": "train_one_step.csv"}
+
+
+def predict_depth_latent(model: MetricGoldModel, rgb_latent: Tensor, fov_y_deg: Tensor) -> Tensor:
+    """One step at t = 999 from the camera's rays: clean depth latent [B, 4, h, w], with gradients.
+
+    ``fov_y_deg`` [B] holds NaN where the camera is unknown.
+    """
     timesteps = torch.full((len(rgb_latent),), LAST_TIMESTEP, device=rgb_latent.device)
-    velocity = predict_velocity(
-        model.unet, rgb_latent, torch.zeros_like(rgb_latent), timesteps, model.empty_text_embed, fov
+    start = one_step_start(fov_y_deg, rgb_latent)
+    features = fov_features(fov_y_deg).to(rgb_latent.device)
+    embed = model.empty_text_embed
+    return -predict_velocity(model.unet, rgb_latent, start, timesteps, embed, features)
+
+
+def _latent_loss(predicted: Tensor, rows: dict[str, Tensor]) -> dict[str, Tensor]:
+    """L1 between depth latents over cells whose every pixel is valid: no decoder needed."""
+    target = rows["depth_latent"].to(predicted.device)
+    mask = rows["latent_mask"].to(predicted.device).expand_as(target)
+    return {"loss": masked_l1(predicted, target, mask)}
+
+
+def _depth_loss(
+    model: MetricGoldModel, predicted: Tensor, rows: dict[str, Tensor], config: TrainOneStepConfig
+) -> dict[str, Tensor]:
+    """The metric loss on decoded depth_norm [B, 1, H, W]."""
+    decoded = decode_depth_norm(model.depth_vae, predicted)
+    target = rows["depth_norm"].to(decoded.device)
+    valid = rows["valid_mask"].to(decoded.device)
+    l1 = masked_l1(decoded, target, valid)
+    gradient = multiscale_gradient_l1(decoded, target, valid)
+    scale = scale_aware_log_loss(
+        decoded, target, valid, model.spec.codec.log_range, config.scale_loss_lambda
     )
-    return decode_depth_norm(model.depth_vae, -velocity)
+    total = l1 + config.gradient_loss_weight * gradient + config.scale_loss_weight * scale
+    return {"loss": total, "l1": l1, "gradient": gradient, "scale": scale}
 
 
 def run(config: ProfileConfig, workspace: Workspace) -> None:
-    """Fine-tune the stage-B U-Net; the complete checkpoint goes to ``workspace.model``."""
+    """Fine-tune the stage-B U-Net; the complete checkpoint goes to ``workspace.model``.
+
+    Two phases: ``latent_phase`` compares latents, which spares the decoder and so sees
+    twice the pictures in the same time; then the metric loss on decoded depth.
+    """
     section = config.train_one_step
     use_all_cores()
     torch.manual_seed(config.seed)
@@ -44,47 +82,53 @@ def run(config: ProfileConfig, workspace: Workspace) -> None:
     model = MetricGoldModel.from_pretrained(workspace.unet).to(default_device())
     model.spec = dataclasses.replace(model.spec, num_inference_steps=1)
     unet = model.unet.train().requires_grad_(True)
-    if section.optimizer.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
-        model.depth_vae.enable_gradient_checkpointing()
-    sampler = latent_sampler(config, banks, section.optimizer, salt=15)
-    log_range = model.spec.codec.log_range
-    keys = ("rgb_latent", "depth_norm", "valid_mask", "fov_y_deg")
+    identity = json.dumps(
+        [cache_hash(workspace), weights_hash(workspace.unet), section.model_dump(mode="json")]
+    )
+    phases = (("latent", section.latent_phase), ("depth", section.optimizer))
+    for number, (phase, optimizer) in enumerate(phases):
+        if optimizer.gradient_checkpointing:
+            unet.enable_gradient_checkpointing()
+            model.depth_vae.enable_gradient_checkpointing()
+        _train_phase(config, workspace, model, banks, phase, optimizer, number, identity)
+    with replaced_folder(workspace.model) as folder:
+        model.to("cpu").save_pretrained(folder)
+    for phase, _ in phases:
+        checkpoint.discard(workspace.scratch(f"train_one_step_{phase}"))
+
+
+def _train_phase(
+    config: ProfileConfig,
+    workspace: Workspace,
+    model: MetricGoldModel,
+    banks: dict[str, LatentBank],
+    phase: str,
+    optimizer: OptimizerConfig,
+    number: int,
+    identity: str,
+) -> None:
+    section, device = config.train_one_step, model.unet.device
+    sampler = latent_sampler(config, banks, optimizer, salt=15 + number)
+    targets = ("depth_latent", "latent_mask") if phase == "latent" else ("depth_norm", "valid_mask")
 
     def loss(micro_batch: int, generator: torch.Generator) -> dict[str, Tensor]:
         name, indices = sampler.batch(micro_batch)
-        rows = banks[name].batch(indices, keys)
-        fov = fov_with_dropout(rows["fov_y_deg"], section.fov_dropout, generator)
-        predicted = predict_depth_norm(
-            model, rows["rgb_latent"].to(unet.device), fov.to(unet.device)
-        )
-        target = rows["depth_norm"].to(unet.device)
-        valid = rows["valid_mask"].to(unet.device)
-        l1 = masked_l1(predicted, target, valid)
-        gradient = multiscale_gradient_l1(predicted, target, valid)
-        scale = scale_aware_log_loss(
-            predicted, target, valid, log_range, section.scale_loss_lambda
-        )
-        total = l1 + section.gradient_loss_weight * gradient + section.scale_loss_weight * scale
-        return {"loss": total, "l1": l1, "gradient": gradient, "scale": scale}
+        rows = banks[name].batch(indices, ("rgb_latent", "fov_y_deg", *targets))
+        fov_y_deg = drop_fov(rows["fov_y_deg"], section.fov_dropout, generator)
+        predicted = predict_depth_latent(model, rows["rgb_latent"].to(device), fov_y_deg)
+        if phase == "latent":
+            return _latent_loss(predicted, rows)
+        return _depth_loss(model, predicted, rows, section)
 
     train(
         Run(
-            name="train_one_step",
-            network=unet,
-            optimizer=section.optimizer,
+            name=f"train_one_step ({phase})",
+            network=model.unet,
+            optimizer=optimizer,
             loss=loss,
-            scratch=workspace.scratch("train_one_step"),
-            seed=config.seed + 3,
-            identity=json.dumps(
-                [
-                    cache_hash(workspace),
-                    weights_hash(workspace.unet),
-                    section.model_dump(mode="json"),
-                ]
-            ),
-            curve=workspace.plots / "train_one_step.csv",
+            scratch=workspace.scratch(f"train_one_step_{phase}"),
+            seed=config.seed + 3 + number,
+            identity=identity,
+            curve=workspace.plots / CURVES[phase],
         )
     )
-    with replaced_folder(workspace.model) as folder:
-        model.to("cpu").save_pretrained(folder)

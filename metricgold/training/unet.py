@@ -20,6 +20,7 @@ from metricgold.model import (
     widen_conv_in,
     zero_fov_output,
 )
+from metricgold.training import checkpoint
 from metricgold.training.banks import mixture_weights
 from metricgold.training.base_model import BaseModel
 from metricgold.training.latents import LatentBank, cache_hash, open_latents
@@ -63,10 +64,10 @@ def latent_sampler(
     )
 
 
-def fov_with_dropout(fov_y_deg: Tensor, dropout: float, generator: torch.Generator) -> Tensor:
-    """FOV features [B, 32]; each picture's camera is made unknown with probability ``dropout``."""
+def drop_fov(fov_y_deg: Tensor, dropout: float, generator: torch.Generator) -> Tensor:
+    """``fov_y_deg`` [B] with each camera made unknown (NaN) with probability ``dropout``."""
     drop = torch.rand(fov_y_deg.shape, generator=generator) < dropout
-    return fov_features(torch.where(drop, torch.full_like(fov_y_deg, torch.nan), fov_y_deg))
+    return torch.where(drop, torch.full_like(fov_y_deg, torch.nan), fov_y_deg)
 
 
 def run(config: ProfileConfig, workspace: Workspace) -> None:
@@ -93,7 +94,7 @@ def run(config: ProfileConfig, workspace: Workspace) -> None:
         )
         noisy = add_noise(clean, noise, timesteps, alphas)
         target = velocity_target(clean, noise, timesteps, alphas).to(unet.device)
-        fov = fov_with_dropout(rows["fov_y_deg"], section.fov_dropout, generator)
+        fov = fov_features(drop_fov(rows["fov_y_deg"], section.fov_dropout, generator))
         predicted = predict_velocity(
             unet,
             rows["rgb_latent"].to(unet.device),
@@ -120,3 +121,4 @@ def run(config: ProfileConfig, workspace: Workspace) -> None:
     )
     with replaced_folder(workspace.unet) as folder:
         model.to("cpu").save_pretrained(folder)
+    checkpoint.discard(workspace.scratch("train_unet"))

@@ -13,6 +13,7 @@ from metricgold.config import ProfileConfig
 from metricgold.depth_codec import DepthCodec
 from metricgold.evaluation.floor import vae_floor
 from metricgold.files import replaced_folder, write_json
+from metricgold.training import checkpoint
 from metricgold.training.autoencoder import frame_batches, reconstruction_loss, set_scaling_factor
 from metricgold.training.banks import depth_norm_of, first_frames, open_banks
 from metricgold.training.base_model import BaseModel
@@ -63,6 +64,7 @@ def run(config: ProfileConfig, workspace: Workspace) -> None:
             "scaling_factor": factor,
         },
     )
+    checkpoint.discard(workspace.scratch("train_vae"))
     print(f"VAE floor on held-out frames: AbsRel {before['abs_rel']:.4f} -> {after['abs_rel']:.4f}")
 
 
