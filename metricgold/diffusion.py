@@ -90,7 +90,7 @@ def sample(
 
     Args:
         predict_velocity: (noisy latent, timestep [scalar tensor]) to velocity.
-        initial: Gaussian noise, or zeros for the one-step model.
+        initial: Gaussian noise, or the camera's rays for the one-step model.
     """
     scheduler.set_timesteps(num_inference_steps)
     latent = initial

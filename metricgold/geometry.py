@@ -138,4 +138,6 @@ def ray_latent(fov_y_deg: Array, size: tuple[int, int]) -> NDArray[np.float32]:
     tangent = np.nan_to_num(np.tan(np.radians(np.asarray(fov_y_deg, np.float64)) / 2.0))
     t = tangent[:, None, None]
     still = np.ones_like(t)
-    return np.stack([x * still, y * still, x * t * (width / height), y * t], axis=1).astype(np.float32)
+    return np.stack([x * still, y * still, x * t * (width / height), y * t], axis=1).astype(
+        np.float32
+    )

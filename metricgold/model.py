@@ -13,6 +13,7 @@ import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
@@ -30,6 +31,8 @@ FOV_OCTAVES = (-2.0, 3.0)
 """Lowest and highest octave; the sinusoids' frequencies are pi times 2 to that power."""
 SPEC_FILE = "metricgold.json"
 EMBED_FILE = "empty_text_embed.safetensors"
+LOADING: dict[str, Any] = {"use_safetensors": True, "low_cpu_mem_usage": False}
+"""How diffusers reads weights: safetensors only, without the package accelerate."""
 
 
 class CheckpointError(UserError):
@@ -74,7 +77,8 @@ def build_toy_vae(config: ToyModelConfig) -> AutoencoderKL:
         mid_block_add_attention=False,
         scaling_factor=1.0,
     )
-    assert vae.quant_conv is not None and vae.quant_conv.bias is not None
+    assert vae.quant_conv is not None
+    assert vae.quant_conv.bias is not None
     with torch.no_grad():  # a quiet posterior (std 0.05) from the first step on
         vae.quant_conv.bias[config.latent_channels :] = -6.0
     return vae
@@ -149,7 +153,8 @@ def fov_features(fov_y_deg: Tensor) -> Tensor:
 
 def one_step_start(fov_y_deg: Tensor, rgb_latent: Tensor) -> Tensor:
     """What one step starts from in place of noise, [B, 4, h, w]: ``geometry.ray_latent``."""
-    rays = ray_latent(fov_y_deg.detach().cpu().double().numpy(), tuple(rgb_latent.shape[-2:]))
+    height, width = rgb_latent.shape[-2:]
+    rays = ray_latent(fov_y_deg.detach().cpu().double().numpy(), (height, width))
     return torch.from_numpy(rays).to(rgb_latent)
 
 
@@ -253,9 +258,9 @@ class MetricGoldModel:
         try:
             spec = ModelSpec(**json.loads((folder / SPEC_FILE).read_text()))
             return cls(
-                image_vae=AutoencoderKL.from_pretrained(folder / "image_vae", use_safetensors=True),
-                depth_vae=AutoencoderKL.from_pretrained(folder / "depth_vae", use_safetensors=True),
-                unet=UNet2DConditionModel.from_pretrained(folder / "unet", use_safetensors=True),
+                image_vae=AutoencoderKL.from_pretrained(folder / "image_vae", **LOADING),
+                depth_vae=AutoencoderKL.from_pretrained(folder / "depth_vae", **LOADING),
+                unet=UNet2DConditionModel.from_pretrained(folder / "unet", **LOADING),
                 scheduler=DDIMScheduler.from_pretrained(folder / "scheduler"),
                 empty_text_embed=load_file(folder / EMBED_FILE)["empty_text_embed"],
                 spec=spec,

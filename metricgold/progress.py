@@ -10,7 +10,11 @@ from tqdm import tqdm
 
 
 def progress_bar(
-    iterable: Iterable[Any] | None = None, *, description: str, total: int | None = None, unit: str = "it"
+    iterable: Iterable[Any] | None = None,
+    *,
+    description: str,
+    total: int | None = None,
+    unit: str = "it",
 ) -> Any:
     """A tqdm bar that stays quiet in logs (at most a line every ten seconds)."""
     terminal = sys.stderr.isatty()

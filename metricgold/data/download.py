@@ -21,11 +21,12 @@ from typing import Any
 
 from metricgold.config import DatasetConfig, ProfileConfig
 from metricgold.data.archives import ArchiveError, verify_archive
-from metricgold.data.files import fresh_folder, human_bytes, sha256_of, write_json
+from metricgold.data.files import fresh_folder, human_bytes, sha256_of
 from metricgold.data.mirrors import Mirror, addresses, first_that_works, open_mirrors
 from metricgold.data.remote_zip import fetch_members
 from metricgold.data.source import SourceFile, SourceIndex
 from metricgold.data.transfer import DownloadError, MissingUpstreamError, Transfer
+from metricgold.files import write_json
 from metricgold.progress import progress_bar
 from metricgold.workspace import Workspace
 

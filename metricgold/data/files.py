@@ -1,10 +1,9 @@
-"""What stages that write folders of files share: hashes, atomic JSON, sizes in words."""
+"""What stages that write folders of files share: hashes, reading JSON, sizes in words."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,14 +18,6 @@ def sha256_of(path: Path) -> str:
     for block in file_blocks(path):
         digest.update(block)
     return digest.hexdigest()
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` under a temporary name and rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    os.replace(part, path)
 
 
 def read_json(path: Path, made_by: str) -> Any:

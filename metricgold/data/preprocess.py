@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 
 from metricgold.config import DatasetConfig, PreprocessConfig, ProfileConfig
 from metricgold.data.dataset import SPLITS, DatasetError, FrameRef, Split
-from metricgold.data.files import fresh_folder, read_json, write_json
+from metricgold.data.files import fresh_folder, read_json
 from metricgold.data.registry import get_dataset
 from metricgold.data.sample import Frame
 from metricgold.data.shard_writer import ShardWriter
 from metricgold.data.shards import EncodedFrame, encode_frame
+from metricgold.files import write_json
 from metricgold.progress import progress_bar
 from metricgold.workspace import Workspace
 

@@ -8,6 +8,7 @@ so that scale can be read from a picture. Everything is deterministic under its 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,6 +23,7 @@ from metricgold.data.world.street import street_world
 from metricgold.data.world.textures import Material, albedo
 
 WorldKind = Literal["indoor", "street"]
+Paint = Callable[[NDArray[np.intp], Material, Rays, Values, Values], None]
 FOV_RANGE_DEG = (40.0, 95.0)
 _OUTDOORS = Material("noise", (0.35, 0.4, 0.3), (0.6, 0.6, 0.6), (1.5, 1.5))
 _LAYOUTS = {"indoor": indoor_world, "street": street_world}
@@ -123,12 +125,12 @@ def _room_hits(
         face = np.where(doorway, behind_face, face)
         lit = ~doorway
     if window.any():
-        outside = MISS
+        outside: Values | np.float32 = MISS
         if math.isfinite(room.outdoors_m):
             level = np.hypot(direction[0], direction[1])
-            outside = (np.float32(room.outdoors_m) / level).astype(np.float32)
-            height = origin[2] + outside * direction[2]
-            outside = np.where((height > -3) & (height < 12), outside, MISS)
+            reach = (np.float32(room.outdoors_m) / level).astype(np.float32)
+            height = origin[2] + reach * direction[2]
+            outside = np.where((height > -3) & (height < 12), reach, MISS)
         t = np.where(window, outside, t)
         face = np.where(window, np.int8(6), face)
     return t.astype(np.float32), face.astype(np.int8), lit
@@ -147,7 +149,7 @@ def _shade(
     glow = np.zeros(count, np.float32)
     length = np.sqrt(sum(d * d for d in direction))
 
-    def paint(chosen: NDArray[np.intp], material, n: Rays, u: Values, v: Values) -> None:
+    def paint(chosen: NDArray[np.intp], material: Material, n: Rays, u: Values, v: Values) -> None:
         slant = np.abs(sum(a * b[chosen] for a, b in zip(n, direction, strict=True)))
         cosine = np.maximum(slant / length[chosen], 0.08)
         footprint = (t[chosen] / np.float32(focal_px) / np.sqrt(cosine)).astype(np.float32)
@@ -167,12 +169,14 @@ def _shade(
     shaded = colours * light + colours * glow[:, None]
     if math.isfinite(world.haze_m):
         clear = np.exp(-t * length / np.float32(world.haze_m))[:, None]
-        shaded = shaded * clear + np.float32(world.sky[0]) * (1 - clear)
+        shaded = shaded * clear + np.array(world.sky[0], np.float32) * (1 - clear)
     radiance[solid] = shaded[solid]
     return radiance
 
 
-def _paint_room(room: Room, hits: _Hits, solid, points: Rays, paint) -> None:
+def _paint_room(
+    room: Room, hits: _Hits, solid: NDArray[np.bool_], points: Rays, paint: Paint
+) -> None:
     for face in range(7):
         chosen = np.flatnonzero((hits.face == face) & solid)
         if chosen.size == 0:
@@ -187,14 +191,15 @@ def _paint_room(room: Room, hits: _Hits, solid, points: Rays, paint) -> None:
         elif face < 4:
             paint(chosen, room.faces[face], (zero, one if face == 2 else -one, zero), x, z)
         else:  # what a window shows
-            paint(chosen, _OUTDOORS, (zero, zero, one), np.arctan2(x, y) * room.outdoors_m, z)
+            angle: Values = np.arctan2(x, y)
+            paint(chosen, _OUTDOORS, (zero, zero, one), angle * room.outdoors_m, z)
 
 
 def _light(
     world: World, points: Rays, normal: NDArray[np.float32], lit: NDArray[np.bool_]
 ) -> NDArray[np.float32]:
     """Irradiance [n, 3]: ambient from above plus lamps and sun with hard shadows."""
-    ambient = (0.75 + 0.25 * normal[2])[:, None] * np.float32(world.ambient)
+    ambient = (0.75 + 0.25 * normal[2])[:, None] * np.array(world.ambient, np.float32)
     total = np.where(lit[:, None], ambient, 0.6 * ambient)
     for lamp in world.lights:
         to, distance = _towards(lamp, points)
@@ -205,7 +210,7 @@ def _light(
         strength = np.where(lit, strength, 0.0)
         if lamp.shadows:
             chosen = np.flatnonzero(strength > 1e-3)
-            start: Rays = tuple(  # type: ignore[assignment]
+            start: Rays = tuple(
                 p[chosen] + 4e-3 * n[chosen] for p, n in zip(points, normal, strict=True)
             )
             along: Rays = tuple(a[chosen] + np.float32(1e-7) for a in to)  # type: ignore[assignment]
@@ -215,7 +220,7 @@ def _light(
                 if shape.material.emission == 0.0:
                     blocked |= shape.intersect(start, along) < reach
             strength[chosen[blocked]] = 0.0
-        total = total + strength[:, None] * np.float32(lamp.colour)
+        total = total + strength[:, None] * np.array(lamp.colour, np.float32)
     return total.astype(np.float32)
 
 
@@ -230,15 +235,15 @@ def _towards(lamp: Light, points: Rays) -> tuple[Rays, Values]:
 
 
 def _sky(world: World, direction: Rays) -> NDArray[np.float32]:
-    height = direction[2] / np.sqrt(sum(d * d for d in direction))
-    weight = np.clip(height * 2.0, 0, 1)[:, None]
-    low, high = (np.float32(c) for c in world.sky)
+    height: Values = np.divide(direction[2], np.sqrt(sum(d * d for d in direction)))
+    weight: Values = np.clip(height * 2.0, 0, 1)[:, None]
+    low, high = (np.array(c, np.float32) for c in world.sky)
     return low * (1 - weight) + high * weight
 
 
 def to_srgb(radiance: NDArray[np.float32], brightness: float = 0.8) -> NDArray[np.uint8]:
     """Linear radiance to 8-bit sRGB; the 90th luminance percentile maps to ``brightness``."""
-    luminance = radiance @ np.float32([0.3, 0.59, 0.11])
+    luminance = radiance @ np.array([0.3, 0.59, 0.11], np.float32)
     percentile = float(np.percentile(luminance, 90))
     scale = brightness**2.2 / max(percentile, 1e-4)
     mapped = np.clip(np.maximum(scale * radiance, 0) ** np.float32(1 / 2.2), 0, 1)

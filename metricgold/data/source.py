@@ -14,11 +14,12 @@ from typing import Any, Literal
 
 from metricgold.config import DatasetConfig, ProfileConfig
 from metricgold.data.dataset import Dataset, RemoteFile
-from metricgold.data.files import fresh_folder, human_bytes, read_json, sha256_of, write_json
+from metricgold.data.files import fresh_folder, human_bytes, read_json, sha256_of
 from metricgold.data.mirrors import Mirror, addresses, first_that_works, open_mirrors
 from metricgold.data.procedural_source import plan_scenes, render_archives
 from metricgold.data.registry import get_dataset
 from metricgold.data.transfer import MissingUpstreamError, Transfer
+from metricgold.files import write_json
 from metricgold.workspace import Workspace
 
 SourceKind = Literal["procedural", "mirrors", "none"]

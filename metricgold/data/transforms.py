@@ -45,7 +45,9 @@ def _aspect_box(
     return (width - box_w) * share_x, (height - box_h) * share_y, box_w, box_h
 
 
-def _cut(frame: Frame, box: tuple[float, float, float, float], size: tuple[int, int]) -> TrainSample:
+def _cut(
+    frame: Frame, box: tuple[float, float, float, float], size: tuple[int, int]
+) -> TrainSample:
     """Cut ``box`` out and resize: RGB bilinear with antialias, depth and mask nearest-exact."""
     left, top, box_w, box_h = box
     height, width = size
@@ -88,16 +90,17 @@ def _padded(frame: Frame, scale: float, rng: np.random.Generator) -> Frame:
     depth = np.zeros((new_h, new_w), np.float32)
     valid, sky = np.zeros((new_h, new_w), bool), np.zeros((new_h, new_w), bool)
     depth[inside], valid[inside], sky[inside] = frame.depth, frame.valid_mask, frame.sky_mask
-    intrinsics = geometry.crop_intrinsics(frame.intrinsics, -top, -left)
+    intrinsics = np.asarray(geometry.crop_intrinsics(frame.intrinsics, -top, -left), np.float64)
     return Frame(frame.key, frame.scene, rgb, depth, valid, sky, intrinsics)
 
 
 def _flipped(sample: TrainSample) -> TrainSample:
+    intrinsics = geometry.flip_intrinsics(sample.intrinsics, sample.depth.shape[1])
     return TrainSample(
         np.ascontiguousarray(sample.rgb[:, ::-1]),
         np.ascontiguousarray(sample.depth[:, ::-1]),
         np.ascontiguousarray(sample.valid_mask[:, ::-1]),
-        geometry.flip_intrinsics(sample.intrinsics, sample.depth.shape[1]),
+        np.asarray(intrinsics, np.float64),
         sample.fov_y_deg,
     )
 

@@ -80,7 +80,7 @@ def reconstruction_loss(
 
 @torch.no_grad()
 def set_scaling_factor(vae: AutoencoderKL, images: list[Tensor], batch_size: int = 32) -> float:
-    """Store 1 / std of the latents of ``images`` ([N, 3, H, W] each) as the VAE's scaling factor."""
+    """Store 1 / std of the latents of ``images`` ([N, 3, H, W] each) as the scaling factor."""
     vae.eval()
     means = [
         vae.encode(part.to(vae.device)).latent_dist.mean.float().flatten()

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from metricgold.config import ProfileConfig
+from metricgold.data.dataset import Split
 from metricgold.data.frames import FrameBank, collate
 from metricgold.data.shards import ShardReader, shard_paths
 from metricgold.depth_codec import DepthCodec
@@ -13,7 +14,7 @@ from metricgold.errors import UserError
 from metricgold.workspace import Workspace
 
 
-def open_banks(config: ProfileConfig, workspace: Workspace, split: str) -> dict[str, FrameBank]:
+def open_banks(config: ProfileConfig, workspace: Workspace, split: Split) -> dict[str, FrameBank]:
     """One bank for every dataset of the mixture that has frames in ``split``.
 
     Raises:

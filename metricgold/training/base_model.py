@@ -19,7 +19,7 @@ from torch import Tensor
 from metricgold.config import ProfileConfig
 from metricgold.errors import UserError
 from metricgold.files import replaced_folder, write_json
-from metricgold.model import EMBED_FILE, build_toy_unet, build_toy_vae
+from metricgold.model import EMBED_FILE, LOADING, build_toy_unet, build_toy_vae
 from metricgold.training import checkpoint
 from metricgold.training.autoencoder import frame_batches, reconstruction_loss, set_scaling_factor
 from metricgold.training.banks import first_frames, open_banks
@@ -48,8 +48,8 @@ class BaseModel:
         if not (folder / EMBED_FILE).is_file():
             raise UserError(f"{folder}: no base model there; run 'dvc repro base_model'")
         return cls(
-            AutoencoderKL.from_pretrained(folder / "image_vae", use_safetensors=True),
-            UNet2DConditionModel.from_pretrained(folder / "unet", use_safetensors=True),
+            AutoencoderKL.from_pretrained(folder / "image_vae", **LOADING),
+            UNet2DConditionModel.from_pretrained(folder / "unet", **LOADING),
             load_file(folder / EMBED_FILE)["empty_text_embed"],
         )
 
@@ -58,7 +58,7 @@ def run(config: ProfileConfig, workspace: Workspace) -> None:
     """Make or fetch the base model into ``workspace.base_model``."""
     if config.base_model.hub_id is not None:
         model = fetch(config.base_model.hub_id, config.base_model.revision)
-        metrics = {"pretrained": 1}
+        metrics: dict[str, float] = {"pretrained": 1}
     else:
         model, metrics = _toy(config, workspace)
     model.save(workspace.base_model)
@@ -73,17 +73,17 @@ def fetch(hub_id: str, revision: str | None) -> BaseModel:
         UserError: offline and not in the local cache, missing, or not in that format.
     """
     try:
-        kwargs = {"revision": revision, "use_safetensors": True}
-        vae = AutoencoderKL.from_pretrained(hub_id, subfolder="vae", **kwargs)
+        vae = AutoencoderKL.from_pretrained(hub_id, subfolder="vae", revision=revision, **LOADING)
         unet = UNet2DConditionModel.from_pretrained(
-            hub_id, subfolder="unet", low_cpu_mem_usage=False, **kwargs
+            hub_id, subfolder="unet", revision=revision, **LOADING
         )
         embed = _empty_prompt(hub_id, revision)
     except ImportError as error:
         raise UserError(f"base model '{hub_id}' needs the 'sd2' extra: {error}") from None
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"base model '{hub_id}' (revision {revision}) cannot be had: {reason}") from error  # fmt: skip
+        wanted = f"base model '{hub_id}' (revision {revision})"
+        raise UserError(f"{wanted} cannot be had: {reason}") from error
     return BaseModel(vae, unet, embed)
 
 
@@ -102,7 +102,8 @@ def _empty_prompt(hub_id: str, revision: str | None) -> Tensor:
 
 def _toy(config: ProfileConfig, workspace: Workspace) -> tuple[BaseModel, dict[str, float]]:
     section = config.base_model
-    assert section.toy is not None and section.optimizer is not None
+    assert section.toy is not None
+    assert section.optimizer is not None
     use_all_cores()
     torch.manual_seed(config.seed)
     vae = build_toy_vae(section.toy).to(default_device())

@@ -23,7 +23,7 @@ from metricgold.data.transforms import NO_AUGMENTATION
 from metricgold.depth_codec import DepthCodec, latent_mask
 from metricgold.errors import UserError
 from metricgold.files import replaced_folder
-from metricgold.model import encode, encode_depth_norm, vae_factor
+from metricgold.model import LOADING, encode, encode_depth_norm, vae_factor
 from metricgold.progress import progress_bar
 from metricgold.training.banks import depth_norm_of, open_banks
 from metricgold.training.base_model import BaseModel
@@ -58,7 +58,7 @@ def run(config: ProfileConfig, workspace: Workspace) -> None:
     use_all_cores()
     device = default_device()
     image_vae = BaseModel.load(workspace.base_model).image_vae.to(device).eval()
-    depth_vae = AutoencoderKL.from_pretrained(workspace.depth_vae).to(device).eval()
+    depth_vae = AutoencoderKL.from_pretrained(workspace.depth_vae, **LOADING).to(device).eval()
     codec = DepthCodec(config.codec.depth_min_m, config.codec.depth_max_m)
     banks = open_banks(config, workspace, "train")
     with replaced_folder(workspace.latents) as folder:
@@ -91,9 +91,7 @@ def _encode_bank(
         for row in range(start, min(start + section.batch_size, total)):
             variant, index = divmod(row, len(bank))
             rng = np.random.default_rng([config.seed, 13, number, row]) if variant else None
-            samples.append(
-                bank.sample(index, section.augment if variant else NO_AUGMENTATION, rng)
-            )
+            samples.append(bank.sample(index, section.augment if variant else NO_AUGMENTATION, rng))
         batch = collate(samples)
         norm, valid = depth_norm_of(codec, batch["depth"], batch["valid_mask"])
         rows = {
@@ -131,7 +129,8 @@ class LatentBank:
         if not path.is_file():
             raise StaleLatentsError(f"{path}: no latent cache; run 'dvc repro cache_latents'")
         self._file = h5py.File(path, "r")
-        if self._file.attrs.get("weights") != weights or self._file.attrs["version"] != CACHE_VERSION:  # fmt: skip
+        made_with, version = self._file.attrs.get("weights"), self._file.attrs.get("version")
+        if made_with != weights or version != CACHE_VERSION:
             raise StaleLatentsError(
                 f"{path}: made with other VAE weights than the present ones; "
                 "run 'dvc repro cache_latents'"

@@ -131,9 +131,9 @@ def train(run: Run) -> dict[str, float]:
         parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True
     )
     average = _Average(parameters, config.ema_decay)
-    rows, start = _resume(run, optimizer, average)
+    rows, window, start = _resume(run, optimizer, average)
     device = parameters[0].device
-    began, window = time.perf_counter(), list[dict[str, float]]()
+    began = time.perf_counter()
     bar = progress_bar(description=run.name, total=config.steps, unit="step")
     bar.update(start)
     for step in range(start, config.steps):
@@ -189,7 +189,12 @@ def _row(step: int, window: list[dict[str, float]], rate: float) -> dict[str, fl
 
 
 def _state(
-    run: Run, optimizer: Any, average: _Average, rows: list, step: int, window: list
+    run: Run,
+    optimizer: Any,
+    average: _Average,
+    rows: list[dict[str, float]],
+    step: int,
+    window: list[dict[str, float]],
 ) -> dict[str, Any]:
     return {
         "network": run.network.state_dict(),
@@ -201,15 +206,18 @@ def _state(
     }
 
 
-def _resume(run: Run, optimizer: Any, average: _Average) -> tuple[list[dict[str, float]], int]:
+def _resume(
+    run: Run, optimizer: Any, average: _Average
+) -> tuple[list[dict[str, float]], list[dict[str, float]], int]:
+    """Curve rows, the means since the last row, and the step to go on from."""
     state = checkpoint.load(run.scratch, run.fingerprint)
     if state is None:
-        return [], 0
+        return [], [], 0
     run.network.load_state_dict(state["network"])
     optimizer.load_state_dict(state["optimizer"])
     average.values = list(state["average"])
     print(f"{run.name}: resuming at step {state['step']} of {run.optimizer.steps}", flush=True)
-    return list(state["rows"]), int(state["step"])
+    return list(state["rows"]), list(state["window"]), int(state["step"])
 
 
 def _write_curve(path: Path | None, rows: list[dict[str, float]]) -> None:
@@ -222,5 +230,3 @@ def _write_curve(path: Path | None, rows: list[dict[str, float]]) -> None:
         writer.writeheader()
         writer.writerows(rows)
     os.replace(temporary, path)
-
-

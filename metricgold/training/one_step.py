@@ -30,7 +30,6 @@ from metricgold.training.loop import Run, default_device, train, use_all_cores
 from metricgold.training.unet import drop_fov, latent_sampler
 from metricgold.workspace import Workspace
 
-
 CURVES = {"latent": "train_one_step_latent.csv", "depth": "train_one_step.csv"}
 
 

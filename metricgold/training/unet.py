@@ -13,6 +13,7 @@ from metricgold.data.mixing import MixingSampler
 from metricgold.diffusion import add_noise, annealed_multires_noise, make_scheduler, velocity_target
 from metricgold.files import replaced_folder
 from metricgold.model import (
+    LOADING,
     MetricGoldModel,
     ModelSpec,
     fov_features,
@@ -38,7 +39,7 @@ def initial_model(config: ProfileConfig, workspace: Workspace) -> MetricGoldMode
     zero_fov_output(unet)
     return MetricGoldModel(
         image_vae=base.image_vae,
-        depth_vae=AutoencoderKL.from_pretrained(workspace.depth_vae),
+        depth_vae=AutoencoderKL.from_pretrained(workspace.depth_vae, **LOADING),
         unet=unet,
         scheduler=make_scheduler(),
         empty_text_embed=base.empty_text_embed,
@@ -89,9 +90,7 @@ def run(config: ProfileConfig, workspace: Workspace) -> None:
         rows = banks[name].batch(indices, keys)
         timesteps = torch.randint(0, 1000, (len(indices),), generator=generator)
         clean = rows["depth_latent"]
-        noise = annealed_multires_noise(
-            clean.shape, timesteps, section.noise_strength, generator
-        )
+        noise = annealed_multires_noise(clean.shape, timesteps, section.noise_strength, generator)
         noisy = add_noise(clean, noise, timesteps, alphas)
         target = velocity_target(clean, noise, timesteps, alphas).to(unet.device)
         fov = fov_features(drop_fov(rows["fov_y_deg"], section.fov_dropout, generator))

@@ -158,3 +158,31 @@ def test_hypersim_known_tilt_is_found() -> None:
 def test_hypersim_singular_matrix() -> None:
     with pytest.raises(ValueError, match="singular"):
         geo.hypersim_intrinsics(np.zeros((3, 3)))
+
+
+def test_ray_latent_by_hand() -> None:
+    """2 x 4 cells, 90 degrees: the upper edge is at tangent 1, the left edge at 2."""
+    rays = geo.ray_latent(np.array([90.0]), (2, 4))
+    assert rays.shape == (1, 4, 2, 4)
+    assert rays.dtype == np.float32
+    np.testing.assert_allclose(rays[0, :, 0, 0], [-0.75, -0.5, -1.5, -0.5], atol=1e-6)
+    np.testing.assert_allclose(rays[0, :, 0, 3], [0.75, -0.5, 1.5, -0.5], atol=1e-6)
+    np.testing.assert_allclose(rays[0, :, 1, 1], [-0.25, 0.5, -0.5, 0.5], atol=1e-6)
+
+
+def test_ray_latent_of_an_unknown_camera() -> None:
+    unknown, known = geo.ray_latent(np.array([math.nan, 60.0]), (3, 5))
+    assert (unknown[2:] == 0).all()
+    np.testing.assert_array_equal(unknown[:2], known[:2])
+    assert np.abs(known[2:]).max() > 0.3
+
+
+@settings(max_examples=30, deadline=None)
+@given(fov=st.floats(10, 150), height=st.integers(1, 9), width=st.integers(1, 9))
+def test_ray_latent_holds_the_rays_of_a_centred_camera(fov: float, height: int, width: int) -> None:
+    rays = geo.ray_latent(np.array([fov]), (height, width))[0]
+    np.testing.assert_allclose(rays, -rays[:, ::-1, ::-1], rtol=1e-5, atol=1e-6)
+    focal = height / (2 * math.tan(math.radians(fov) / 2))
+    matrix = geo.make_intrinsics(focal, focal, (width - 1) / 2, (height - 1) / 2)
+    expected = geo.pixel_rays(matrix, height, width)[..., :2].transpose(2, 0, 1)
+    np.testing.assert_allclose(rays[2:], expected, rtol=1e-5, atol=1e-5)

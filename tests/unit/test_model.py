@@ -7,11 +7,13 @@ import math
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from toy import SPEC, TOY, toy_model
 
+from metricgold.geometry import ray_latent
 from metricgold.model import (
     FOV_FEATURES,
     CheckpointError,
@@ -21,6 +23,7 @@ from metricgold.model import (
     encode,
     encode_depth_norm,
     fov_features,
+    one_step_start,
     predict_velocity,
     random_toy_model,
     widen_conv_in,
@@ -81,6 +84,14 @@ def test_fov_features_of_known_and_unknown_cameras() -> None:
     assert features[0, 15].item() == pytest.approx(math.sin(8 * math.pi), abs=1e-4)
     assert features[0, 16].item() == pytest.approx(math.cos(math.pi / 4), abs=1e-5)
     assert not torch.allclose(features[0], features[2])
+
+
+def test_one_step_starts_from_the_rays_in_the_type_of_the_latent() -> None:
+    fov = torch.tensor([50.0, math.nan])
+    start = one_step_start(fov, torch.zeros(2, 4, 6, 8, dtype=torch.float64))
+    assert start.dtype == torch.float64
+    assert start.shape == (2, 4, 6, 8)
+    np.testing.assert_array_equal(start.numpy(), ray_latent(fov.numpy(), (6, 8)))
 
 
 def test_encode_is_the_scaled_posterior_mean_and_decode_undoes_the_scale() -> None:

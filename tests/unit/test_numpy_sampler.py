@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from export import numpy_sampler
 from export.manifest import ExportError, SchedulerTable
 from export.onnx_export import scheduler_table
-from metricgold import diffusion
+from metricgold import diffusion, geometry
 from metricgold.model import FOV_FEATURES, FOV_OCTAVES, fov_features
 
 DEFINITION = {"features": FOV_FEATURES, "octaves": list(FOV_OCTAVES)}
@@ -67,11 +67,10 @@ def test_sample_equals_torch(steps: int) -> None:
     np.testing.assert_allclose(actual, expected.numpy(), atol=2e-5)
 
 
-def test_one_step_is_minus_the_velocity() -> None:
-    velocity = np.full((1, 4, 2, 2), 0.3, np.float32)
-    noise = np.random.default_rng(1).standard_normal(velocity.shape, dtype=np.float32)
+def test_one_step_is_minus_the_velocity_at_the_start_it_is_given() -> None:
+    start = geometry.ray_latent(np.array([60.0]), (2, 3))
     np.testing.assert_allclose(
-        numpy_sampler.sample(lambda z, t: velocity, noise, TABLE, 1), -velocity, atol=1e-6
+        numpy_sampler.sample(lambda z, t: 0.3 + z, start, TABLE, 1), -0.3 - start, atol=1e-6
     )
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from toy import toy_model
 
+from metricgold import diffusion, geometry
 from metricgold.model import CheckpointError
 from metricgold.pipeline import MetricGoldPipeline
 
@@ -54,6 +57,25 @@ def test_processing_size_and_latent(pipeline: MetricGoldPipeline) -> None:
 def test_one_step_needs_no_noise(pipeline: MetricGoldPipeline) -> None:
     first = pipeline(picture(), generator=seeded(1)).prediction
     assert np.array_equal(first, pipeline(picture(), generator=seeded(2)).prediction)
+
+
+def test_one_step_starts_from_the_rays_of_the_camera(
+    pipeline: MetricGoldPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts: list[Tensor] = []
+
+    def sample(velocity: Any, initial: Tensor, *rest: Any) -> Tensor:
+        starts.append(initial)
+        return diffusion.sample(velocity, initial, *rest)
+
+    monkeypatch.setattr("metricgold.pipeline.sample", sample)
+    pipeline([picture(seed=1), picture(seed=2)], fov_deg=[60.0, None])
+    pipeline(picture(), fov_deg=60.0, ensemble_size=2, generator=seeded())
+    expected = geometry.ray_latent(np.array([60.0, math.nan]), (8, 12))
+    np.testing.assert_array_equal(starts[0].numpy(), expected)
+    assert len(starts) == 3  # members of an ensemble start from noise
+    assert not torch.equal(starts[1], starts[2])
+    assert not np.allclose(starts[1].numpy(), expected[:1])
 
 
 @pytest.mark.parametrize("options", [{"num_inference_steps": 4}, {"ensemble_size": 3}])

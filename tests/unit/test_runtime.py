@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from toy import toy_model
 from export import backends, driver
 from export.manifest import BackendUnavailableError, ExportError
 from export.runtime import BACKENDS, DepthSession, InferenceError, open_session
+from metricgold import geometry
 from metricgold.pipeline import MetricGoldPipeline
 from metricgold.workspace import Workspace
 
@@ -63,6 +65,20 @@ def test_one_step_equals_the_pipeline(
     np.testing.assert_allclose(result.depth, expected, rtol=1e-3)
     assert result.uncertainty is None
     assert set(result.seconds) == {"preprocess", "encode", "denoise", "decode", "postprocess"}
+
+
+@pytest.mark.parametrize("fov_deg", [None, 60.0])
+def test_one_step_starts_from_the_rays_of_the_camera(
+    session: DepthSession, fov_deg: float | None
+) -> None:
+    rgb, factor = picture(), session.manifest.latent_factor
+    found = session.infer(rgb, fov_deg=fov_deg)
+    fov = np.array([math.nan if fov_deg is None else fov_deg])
+    rays = geometry.ray_latent(fov, (found.size[0] // factor, found.size[1] // factor))
+    given = session.infer(rgb, fov_deg=fov_deg, initial_latents=rays)
+    np.testing.assert_array_equal(found.depth, given.depth)
+    nothing = session.infer(rgb, fov_deg=fov_deg, initial_latents=np.zeros_like(rays))
+    assert np.abs(nothing.depth / found.depth - 1).max() > 1e-4
 
 
 def test_field_of_view_matters(session: DepthSession) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from metricgold.data.world.scene import Light, Opening, Room, Viewpoint, World
-from metricgold.data.world.shapes import Box, Cylinder, Shape, Sphere
+from metricgold.data.world.shapes import Box, Cylinder, Rays, Shape, Sphere
 from metricgold.data.world.textures import Colour, Material
 
 Rng = np.random.Generator
@@ -39,13 +39,15 @@ def floor_material(rng: Rng) -> Material:
     if pick < 0.4:
         side = float(rng.choice([0.3, 0.45, 0.6]))
         c = colour(rng, 0.15, 0.8, 0.2)
-        joint = tuple(min(1.0, v * rng.uniform(0.3, 0.7)) for v in c)
-        return Material("tiles", c, joint, (side, side), 0.012, _seed(rng))  # type: ignore[arg-type]
+        r, g, b = (min(1.0, v * rng.uniform(0.3, 0.7)) for v in c)
+        return Material("tiles", c, (r, g, b), (side, side), 0.012, _seed(rng))
     if pick < 0.75:
         c = wood(rng)
         dark = (c[0] * 0.4, c[1] * 0.4, c[2] * 0.4)
         return Material("planks", c, dark, (1.4, 0.14), 0.006, _seed(rng))
-    return Material("noise", colour(rng, 0.1, 0.5), colour(rng, 0.1, 0.5), (0.03, 0.03), 0, _seed(rng))
+    return Material(
+        "noise", colour(rng, 0.1, 0.5), colour(rng, 0.1, 0.5), (0.03, 0.03), 0, _seed(rng)
+    )
 
 
 def wall_material(rng: Rng) -> Material:
@@ -57,11 +59,20 @@ def wall_material(rng: Rng) -> Material:
         c = colour(rng, 0.2, 0.6, 0.4)
         return Material("bricks", c, (0.55, 0.53, 0.5), (0.25, 0.075), 0.012, _seed(rng))
     if pick < 0.8:
-        return Material("tiles", colour(rng, 0.4, 0.9), (0.3, 0.3, 0.3), (0.15, 0.15), 0.006, _seed(rng))
+        return Material(
+            "tiles", colour(rng, 0.4, 0.9), (0.3, 0.3, 0.3), (0.15, 0.15), 0.006, _seed(rng)
+        )
     if pick < 0.9:
         return Material("planks", wood(rng), (0.05, 0.04, 0.03), (2.4, 0.12), 0.008, _seed(rng))
     width = float(rng.uniform(0.1, 0.3))
-    return Material("stripes", colour(rng, 0.3, 0.8), colour(rng, 0.3, 0.8), (width, 1), 0, _seed(rng))
+    return Material(
+        "stripes", colour(rng, 0.3, 0.8), colour(rng, 0.3, 0.8), (width, 1), 0, _seed(rng)
+    )
+
+
+def _single(x: float, y: float, z: float) -> Rays:
+    """One ray's components as arrays of one."""
+    return np.array([x], np.float32), np.array([y], np.float32), np.array([z], np.float32)
 
 
 def _plain(rng: Rng, make: Callable[[Rng], Colour] = colour) -> Material:
@@ -73,9 +84,7 @@ def table(rng: Rng, x: float, y: float, yaw: float) -> list[Shape]:
     length, width = rng.uniform(0.9, 2.0), rng.uniform(0.6, 1.0)
     m = _plain(rng, wood if rng.random() < 0.7 else colour)
     c, s = math.cos(yaw), math.sin(yaw)
-    parts: list[Shape] = [
-        Box((x, y, TABLE_HEIGHT - 0.02), (length / 2, width / 2, 0.02), m, yaw)
-    ]
+    parts: list[Shape] = [Box((x, y, TABLE_HEIGHT - 0.02), (length / 2, width / 2, 0.02), m, yaw)]
     for side in (-1, 1):
         reach = side * (length / 2 - 0.08)
         centre = (x + c * reach, y + s * reach, (TABLE_HEIGHT - 0.04) / 2)
@@ -128,9 +137,13 @@ def small_things(rng: Rng, x: float, y: float, yaw: float) -> list[Shape]:
         r = float(rng.uniform(0.11, 0.4))
         return [Sphere((x, y, r), r, _plain(rng))]
     if pick < 0.7:
-        return [Cylinder(x, y, float(rng.uniform(0.12, 0.2)), 0.0, float(rng.uniform(0.3, 0.7)), _plain(rng))]
-    half = rng.uniform(0.15, 0.4, 3)
-    return [Box((x, y, float(half[2])), tuple(map(float, half)), _plain(rng, wood), yaw)]  # type: ignore[arg-type]
+        return [
+            Cylinder(
+                x, y, float(rng.uniform(0.12, 0.2)), 0.0, float(rng.uniform(0.3, 0.7)), _plain(rng)
+            )
+        ]
+    half_x, half_y, half_z = (float(h) for h in rng.uniform(0.15, 0.4, 3))
+    return [Box((x, y, half_z), (half_x, half_y, half_z), _plain(rng, wood), yaw)]
 
 
 FURNITURE = (table, table, chair, chair, cabinet, cabinet, bed, person, small_things, small_things)
@@ -165,9 +178,14 @@ def _closed_doors(rng: Rng, width: float, length: float) -> list[Shape]:
         if rng.random() < 0.4:
             along = length if face < 2 else width
             at = rng.uniform(0.7, max(0.71, along - 0.7))
-            half = (0.03, DOOR_WIDTH / 2, DOOR_HEIGHT / 2)
-            x, y = (0.0 if face == 0 else width, at) if face < 2 else (at, 0.0 if face == 2 else length)
-            doors.append(Box((x, y, DOOR_HEIGHT / 2), half if face < 2 else (half[1], half[0], half[2]), material))  # fmt: skip
+            thick, wide, high = 0.03, DOOR_WIDTH / 2, DOOR_HEIGHT / 2
+            half = (thick, wide, high) if face < 2 else (wide, thick, high)
+            x, y = (
+                (0.0 if face == 0 else width, at)
+                if face < 2
+                else (at, 0.0 if face == 2 else length)
+            )
+            doors.append(Box((x, y, DOOR_HEIGHT / 2), half, material))
     return doors
 
 
@@ -210,7 +228,9 @@ def indoor_world(rng: Rng) -> World:
         column = Material("plain", colour(rng, 0.3, 0.8), seed=_seed(rng))
         side = float(rng.uniform(0.15, 0.6))
         x, y = rng.uniform(0.2, 0.8) * width, rng.uniform(0.3, 0.9) * length
-        shapes.append(Box((x, y, height / 2), (side, side * rng.uniform(0.5, 3), height / 2), column))
+        shapes.append(
+            Box((x, y, height / 2), (side, side * rng.uniform(0.5, 3), height / 2), column)
+        )
     lights, lamps = _lamps(rng, width, length, height)
     room = Room(
         width, length, height, (*walls, floor_material(rng), ceiling),
@@ -231,8 +251,8 @@ def indoor_world(rng: Rng) -> World:
         for attempt in range(40):
             x, y = view.uniform(0.3, width - 0.3), view.uniform(0.3, length - 0.3)
             yaw = math.atan2(width / 2 - x, length / 2 - y) + view.normal(0, 0.9)
-            gaze = (np.float32([math.sin(yaw)]), np.float32([math.cos(yaw)]), np.float32([-1e-7]))
-            here = (np.float32([x]), np.float32([y]), np.float32([1.0]))
+            gaze = _single(math.sin(yaw), math.cos(yaw), -1e-7)
+            here = _single(x, y, 1.0)
             clear = all(math.hypot(x - bx, y - by) > r + 0.35 for bx, by, r in bounds)
             if attempt > 35 or (clear and room.exit(here, gaze)[0][0] > 1.2):
                 break

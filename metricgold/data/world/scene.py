@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from metricgold.data.world.shapes import Rays, Shape, Values
 from metricgold.data.world.textures import Colour, Material
@@ -46,12 +47,15 @@ class Room:
     beyond: tuple[float, float, float, float]
     outdoors_m: float
 
-    def exit(self, origin: Rays, direction: Rays, grow: bool = False) -> tuple[Values, Values]:
+    def exit(
+        self, origin: Rays, direction: Rays, grow: bool = False
+    ) -> tuple[Values, NDArray[np.int8]]:
         """Where rays from inside leave the room (or the larger space around it): t, face."""
         b = self.beyond if grow else (0.0, 0.0, 0.0, 0.0)
         low = (-b[0], -b[2], 0.0)
         high = (self.width + b[1], self.length + b[3], self.height)
-        best = face = None
+        best: Values | None = None
+        face: NDArray[np.int8] | None = None
         for axis in range(3):
             d = direction[axis]
             ahead = np.where(d > 0, np.float32(high[axis]), np.float32(low[axis]))
@@ -59,15 +63,18 @@ class Room:
             number = np.where(d > 0, 2 * axis + 1, 2 * axis).astype(np.int8)
             if axis == 2:
                 number = np.where(d > 0, CEILING, FLOOR).astype(np.int8)
-            if best is None:
+            if best is None or face is None:
                 best, face = t, number
             else:
                 face = np.where(t < best, number, face)
                 best = np.minimum(best, t)
-        assert best is not None and face is not None
+        assert best is not None
+        assert face is not None
         return best, face
 
-    def through(self, face: Values, along: Values, z: Values, window: bool) -> Values:
+    def through(
+        self, face: NDArray[np.int8], along: Values, z: Values, window: bool
+    ) -> NDArray[np.bool_]:
         """Which hits on the walls fall into an opening of the given sort: bool."""
         inside = np.zeros(face.shape, bool)
         for o in self.openings:
@@ -99,7 +106,7 @@ class Viewpoint:
     pitch: float
     roll: float
 
-    def rotation(self) -> np.ndarray:
+    def rotation(self) -> NDArray[np.float64]:
         """Camera (OpenCV) to world rotation, [3, 3]."""
         cy, sy = math.cos(self.yaw), math.sin(self.yaw)
         cp, sp = math.cos(self.pitch), math.sin(self.pitch)

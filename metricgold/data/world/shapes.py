@@ -25,7 +25,10 @@ MISS = np.float32(np.inf)
 class Shape(Protocol):
     """A primitive: where rays hit it, and the surface there."""
 
-    material: Material
+    @property
+    def material(self) -> Material:
+        """What it is made of."""
+        ...
 
     def intersect(self, origin: Rays, direction: Rays) -> Values:
         """Ray parameter of the first hit, ``inf`` for a miss; shape of the rays."""
@@ -68,7 +71,8 @@ class Box:
             low, high = middle - reach, middle + reach
             near = low if near is None else np.maximum(near, low, out=near)
             far = high if far is None else np.minimum(far, high, out=far)
-        assert near is not None and far is not None
+        assert near is not None
+        assert far is not None
         return np.where((near <= far) & (near > EPSILON), near, MISS)
 
     def surface(self, x: Values, y: Values, z: Values) -> tuple[Rays, Values, Values]:

@@ -9,7 +9,7 @@ import numpy as np
 from metricgold.data.world.indoor import colour, person
 from metricgold.data.world.scene import Light, Viewpoint, World
 from metricgold.data.world.shapes import Box, Cylinder, Ground, Shape, Sphere
-from metricgold.data.world.textures import Material
+from metricgold.data.world.textures import Colour, Material
 
 Rng = np.random.Generator
 KERB_HEIGHT, STOREY = 0.14, 3.0
@@ -56,7 +56,11 @@ def tree(rng: Rng, x: float, y: float) -> list[Shape]:
     """A trunk of 2..3 m under one or two round crowns."""
     trunk = float(rng.uniform(1.8, 3.2))
     green = Material(
-        "noise", (0.05, rng.uniform(0.1, 0.3), 0.03), (0.02, 0.06, 0.01), (0.12, 0.12), seed=_seed(rng)
+        "noise",
+        (0.05, rng.uniform(0.1, 0.3), 0.03),
+        (0.02, 0.06, 0.01),
+        (0.12, 0.12),
+        seed=_seed(rng),
     )
     bark = Material("noise", (0.12, 0.08, 0.05), (0.05, 0.03, 0.02), (0.05, 0.05), seed=_seed(rng))
     r = float(rng.uniform(1.0, 2.2))
@@ -87,9 +91,18 @@ def sign(rng: Rng, x: float, y: float) -> list[Shape]:
 def facade(rng: Rng) -> Material:
     """Windows every 2.4..4 m and every storey of 3 m, in plaster, or bricks without windows."""
     if rng.random() < 0.25:
-        return Material("bricks", colour(rng, 0.15, 0.5, 0.5), (0.5, 0.48, 0.45), (0.25, 0.075), 0.012, _seed(rng))
+        return Material(
+            "bricks",
+            colour(rng, 0.15, 0.5, 0.5),
+            (0.5, 0.48, 0.45),
+            (0.25, 0.075),
+            0.012,
+            _seed(rng),
+        )
     wall = colour(rng, 0.15, 0.8, 0.35)
-    return Material("windows", wall, (0.05, 0.06, 0.08), (float(rng.uniform(2.4, 4)), STOREY), seed=_seed(rng))
+    return Material(
+        "windows", wall, (0.05, 0.06, 0.08), (float(rng.uniform(2.4, 4)), STOREY), seed=_seed(rng)
+    )
 
 
 def _houses(rng: Rng, side: int, line: float) -> list[Shape]:
@@ -147,7 +160,9 @@ def _pavement_life(rng: Rng, half: float, pavement: float) -> list[Shape]:
     return shapes
 
 
-def _sky_and_sun(rng: Rng) -> tuple[tuple[Light, ...], tuple, tuple, float]:
+def _sky_and_sun(
+    rng: Rng,
+) -> tuple[tuple[Light, ...], Colour, tuple[Colour, Colour], float]:
     """Lights, ambient, sky colours and haze distance for clear, overcast, low sun or fog."""
     overcast = rng.random() < 0.35
     elevation = math.radians(rng.uniform(15, 70))
@@ -161,7 +176,8 @@ def _sky_and_sun(rng: Rng) -> tuple[tuple[Light, ...], tuple, tuple, float]:
     haze = float(rng.uniform(60, 300)) if rng.random() < 0.3 else math.inf
     if overcast:
         grey = rng.uniform(0.5, 0.9)
-        return (), (grey, grey, grey * 1.03), ((grey, grey, grey), (grey * 0.8,) * 3), haze
+        above = grey * 0.8
+        return (), (grey, grey, grey * 1.03), ((grey, grey, grey), (above, above, above)), haze
     sun = Light(direction, tone, float(rng.uniform(0.8, 1.6)), directional=True)
     ambient = rng.uniform(0.25, 0.5)
     sky = ((0.75, 0.8, 0.9), (0.2, 0.4, rng.uniform(0.7, 0.95)))
@@ -197,12 +213,18 @@ def street_world(rng: Rng) -> World:
         walking = view.random() < 0.35
         for attempt in range(30):
             side = view.choice([-1, 1])
-            x = side * (half + view.uniform(0.4, pavement - 0.4)) if walking else view.uniform(-0.75, 0.75) * half
+            x = (
+                side * (half + view.uniform(0.4, pavement - 0.4))
+                if walking
+                else view.uniform(-0.75, 0.75) * half
+            )
             y = view.uniform(0, 20)
             if all(math.hypot(x - bx, y - by) > r + 0.4 * (attempt < 25) for bx, by, r in near):
                 break
         spread = 0.7 if walking else 0.2
         z = float(np.clip(view.normal(1.55, 0.1), 1.2, 1.85)) + KERB_HEIGHT * walking
-        return Viewpoint((x, y, z), view.normal(0, spread), view.normal(0.03, 0.06), view.normal(0, 0.02))
+        return Viewpoint(
+            (x, y, z), view.normal(0, spread), view.normal(0.03, 0.06), view.normal(0, 0.02)
+        )
 
     return World(tuple(shapes), lights, ambient, viewpoint, None, sky, haze)

@@ -139,6 +139,6 @@ def albedo(m: Material, u: Values, v: Values, footprint: Values) -> NDArray[np.f
     ``footprint`` [n] is the pixel's size on the surface in metres.
     """
     weight, shade = (_road if m.kind == "road" else _pattern)(m, u, v, footprint)
-    first, second = np.float32(m.colour), np.float32(m.second)
+    first, second = np.array(m.colour, np.float32), np.array(m.second, np.float32)
     mixed = first + weight[:, None] * (second - first)
     return np.clip(mixed * shade[:, None], 0.0, 1.0)

@@ -1,0 +1,178 @@
+"""The yardstick: a plain regression U-Net, same size, same training time, same pictures.
+
+Usage: ``python scripts/baseline_regression.py --seconds N`` after ``dvc repro``.
+
+No latents, no diffusion, no VAE: a convolutional U-Net from the picture and the camera's
+rays (so that it knows the field of view, as MetricGold does) to log-depth at full training
+resolution, with MetricGold's stage-C loss, augmentations, mixture and optimizer. ``N`` is
+the wall-clock time that all of MetricGold's training stages took together on the same
+machine (their own log lines say it); steps are set from the measured time of a step.
+The figures go to ``docs/benchmarks/regression_baseline.json``, which the report reads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from metricgold import imaging
+from metricgold.config import OptimizerConfig, ProfileConfig, load_config
+from metricgold.data.shards import ShardReader, shard_paths
+from metricgold.depth_codec import DepthCodec
+from metricgold.errors import run_cli
+from metricgold.evaluation.metrics import depth_metrics, mean_over_images
+from metricgold.geometry import fov_y_deg, ray_latent
+from metricgold.losses import masked_l1, multiscale_gradient_l1, scale_aware_log_loss
+from metricgold.model import MetricGoldModel
+from metricgold.training.autoencoder import frame_batches
+from metricgold.training.banks import depth_norm_of, open_banks
+from metricgold.training.loop import Run, train, use_all_cores
+from metricgold.workspace import Workspace
+
+WIDTHS = (16, 32, 96, 208, 352)
+RESULT = Path("docs/benchmarks/regression_baseline.json")
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions with GroupNorm and SiLU, and a shortcut."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.second = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.norms = nn.ModuleList(nn.GroupNorm(8, outputs) for _ in range(2))
+        self.shortcut = nn.Conv2d(inputs, outputs, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, inputs, H, W] to [B, outputs, H, W]."""
+        y = F.silu(self.norms[0](self.first(x)))
+        return self.shortcut(x) + F.silu(self.norms[1](self.second(y)))
+
+
+class RegressionUNet(nn.Module):
+    """Picture [B, 3, H, W] and rays [B, 4, H, W] to depth_norm [B, 1, H, W]."""
+
+    def __init__(self, widths: tuple[int, ...] = WIDTHS) -> None:
+        super().__init__()
+        inputs = (7, *widths[:-1])
+        self.down = nn.ModuleList(Block(i, o) for i, o in zip(inputs, widths, strict=True))
+        self.up = nn.ModuleList(
+            Block(deep + skip, skip)
+            for deep, skip in zip(widths[:0:-1], widths[-2::-1], strict=True)
+        )
+        self.out = nn.Conv2d(widths[0], 1, 3, padding=1)
+
+    def forward(self, rgb: Tensor, rays: Tensor) -> Tensor:
+        """depth_norm, not clipped."""
+        x = torch.cat([rgb, rays], dim=1)
+        skips = []
+        for level, block in enumerate(self.down):
+            x = block(F.max_pool2d(x, 2) if level else x)
+            skips.append(x)
+        for block, skip in zip(self.up, skips[-2::-1], strict=True):
+            x = F.interpolate(x, size=skip.shape[-2:], mode="nearest")
+            x = block(torch.cat([x, skip], dim=1))
+        return self.out(x)
+
+
+def rays_of(fov: Tensor, size: tuple[int, int]) -> Tensor:
+    """The camera's rays [B, 4, H, W] at pixel resolution."""
+    return torch.from_numpy(ray_latent(fov.double().numpy(), size))
+
+
+def train_network(
+    config: ProfileConfig, workspace: Workspace, seconds: float
+) -> tuple[nn.Module, int]:
+    """Train for about ``seconds``; returns the network and the steps taken."""
+    codec = DepthCodec(config.codec.depth_min_m, config.codec.depth_max_m)
+    section = config.train_one_step
+    network = RegressionUNet()
+    banks = open_banks(config, workspace, "train")
+
+    def run_for(steps: int, scratch: str) -> None:
+        values = section.optimizer.model_dump() | {
+            "steps": steps, "lr": 1e-3, "checkpoint_every": 10**9, "batch_size": 16,
+        }  # fmt: skip
+        optimizer = OptimizerConfig.model_validate(values)
+        batch = frame_batches(config, banks, optimizer, salt=31)
+
+        def loss(micro_batch: int, generator: torch.Generator) -> dict[str, Tensor]:
+            frames = batch(micro_batch)
+            target, valid = depth_norm_of(codec, frames["depth"], frames["valid_mask"])
+            rgb = frames["rgb"]
+            predicted = network(rgb, rays_of(frames["fov_y_deg"], tuple(rgb.shape[-2:])))
+            l1 = masked_l1(predicted, target, valid)
+            gradient = multiscale_gradient_l1(predicted, target, valid)
+            scale = scale_aware_log_loss(
+                predicted, target, valid, codec.log_range, section.scale_loss_lambda
+            )
+            total = l1 + section.gradient_loss_weight * gradient
+            return {"loss": total + section.scale_loss_weight * scale, "l1": l1}
+
+        folder = workspace.scratch(scratch)
+        train(Run(name=scratch, network=network, optimizer=optimizer, loss=loss, scratch=folder, seed=5, identity=str(time.time())))  # fmt: skip
+
+    trial = 20
+    began = time.perf_counter()
+    run_for(trial, "baseline_trial")
+    per_step = (time.perf_counter() - began) / trial
+    steps = max(trial, round(seconds / per_step))
+    torch.manual_seed(config.seed)
+    network = RegressionUNet()
+    run_for(steps, "baseline")
+    return network.eval(), steps
+
+
+@torch.no_grad()
+def evaluate(network: nn.Module, config: ProfileConfig, workspace: Workspace) -> dict[str, float]:
+    """Means over all held-out frames at native resolution, as MetricGold is evaluated."""
+    codec = DepthCodec(config.codec.depth_min_m, config.codec.depth_max_m)
+    rows = []
+    for name, dataset in config.enabled_datasets().items():
+        reader = ShardReader(shard_paths(workspace.shards(name), "holdout"))
+        for frame in (reader[i] for i in range(len(reader))):
+            height, width = frame.depth.shape
+            size = imaging.processing_size(height, width, max(dataset.train_size), 16)
+            rgb = torch.from_numpy(imaging.resize_rgb(frame.rgb, size)).permute(2, 0, 1)[None]
+            fov = torch.tensor([fov_y_deg(frame.intrinsics, height)])
+            norm = network(rgb * 2 - 1, rays_of(fov, size))[0, 0].numpy()
+            depth = imaging.resize_depth_log(codec.decode(np.clip(norm, -1, 1)), (height, width))
+            inside = (frame.depth >= codec.depth_min_m) & (frame.depth <= codec.depth_max_m)
+            rows.append(depth_metrics(depth, frame.depth, frame.valid_mask & inside))
+    return mean_over_images(rows) | {"frames": len(rows)}
+
+
+def main() -> None:
+    """Train, evaluate, write the result."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, required=True, help="training time")
+    seconds = parser.parse_args().seconds
+    use_all_cores()
+    config, workspace = load_config(), Workspace()
+    began = time.perf_counter()
+    network, steps = train_network(config, workspace, seconds)
+    took = time.perf_counter() - began
+    result = {k: round(float(v), 5) for k, v in evaluate(network, config, workspace).items()}
+    model = MetricGoldModel.from_pretrained(workspace.model)
+    parts = (model.unet, model.image_vae.encoder, model.depth_vae.decoder)
+    result |= {
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "metricgold_parameters": sum(p.numel() for part in parts for p in part.parameters()),
+        "training_seconds": round(took, 1),
+        "seconds_asked": seconds,
+        "steps": steps,
+    }
+    RESULT.parent.mkdir(parents=True, exist_ok=True)
+    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    run_cli(main)

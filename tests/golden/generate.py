@@ -1,0 +1,89 @@
+"""Writes ``values.json``: numbers that must not change unless somebody means to change them.
+
+``python tests/golden/generate.py`` after a change that is meant to move them; say why in the
+changelog. Seeds stand in the code, versions in the file.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from metricgold.config import ToyModelConfig
+from metricgold.data.procedural import render_scene
+from metricgold.diffusion import annealed_multires_noise
+from metricgold.geometry import hypersim_intrinsics, intrinsics_from_fov
+from metricgold.model import ModelSpec, random_toy_model
+from metricgold.pipeline import MetricGoldPipeline
+
+FILE = Path(__file__).with_name("values.json")
+TOY = ToyModelConfig(
+    vae_channels=(4, 8),
+    vae_layers=1,
+    unet_channels=(8, 16),
+    unet_layers=1,
+    attention_levels=(False, True),
+    attention_head_dim=8,
+    cross_attention_dim=8,
+    norm_groups=4,
+)
+
+
+def pipeline_values() -> list[float]:
+    """Depth [m] of a fixed picture by a fixed random model: one step, a slice of nine."""
+    spec = ModelSpec(
+        depth_min_m=0.1, depth_max_m=80.0, num_inference_steps=1, processing_resolution=24
+    )
+    picture = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)
+    model = random_toy_model(TOY, spec, seed=0)
+    depth = MetricGoldPipeline(model)(picture, fov_deg=60.0).prediction[0, ..., 0]
+    return [float(v) for v in depth[::7, ::11].ravel()[:9]]
+
+
+def world_values(kind: str) -> list[float]:
+    """z-depth [m] and radiance of a few pixels of a rendered world."""
+    camera = intrinsics_from_fov(70.0, 24, 36)
+    frame = render_scene(kind, 7, camera, (24, 36), 1)[0]  # type: ignore[arg-type]
+    depth = np.where(np.isfinite(frame.depth), frame.depth, 0.0)
+    return [float(v) for v in (*depth[::9, ::13].ravel(), *frame.radiance[::11, ::17, 1].ravel())]
+
+
+def noise_values() -> list[float]:
+    """Annealed multi-resolution noise at a fixed seed."""
+    generator = torch.Generator().manual_seed(3)
+    noise = annealed_multires_noise((1, 4, 8, 12), torch.tensor([700]), 0.9, generator)
+    return [float(v) for v in noise.flatten()[::48]]
+
+
+def camera_values() -> list[float]:
+    """K of a tilted, off-centre Hypersim camera."""
+    matrix = np.array([[0.6, 0.02, 0.05], [0.0, 0.45, -0.03], [0.01, 0.1, -1.0]])
+    return [float(v) for v in hypersim_intrinsics(matrix)[0].ravel()]
+
+
+def values() -> dict[str, list[float]]:
+    """All golden values by name."""
+    return {
+        "pipeline": pipeline_values(),
+        "indoor": world_values("indoor"),
+        "street": world_values("street"),
+        "noise": noise_values(),
+        "hypersim_camera": camera_values(),
+    }
+
+
+if __name__ == "__main__":
+    content = {
+        "generator": "tests/golden/generate.py",
+        "versions": {
+            n: version(n).partition("+")[0] for n in ("torch", "diffusers", "numpy", "pillow")
+        },
+        "python": sys.version.split()[0],
+        "values": values(),
+    }
+    FILE.write_text(json.dumps(content, indent=1) + "\n")

@@ -1,0 +1,263 @@
+"""The training loop and its latent cache: resuming, refusals, rates, learning by heart."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from toy import TOY
+
+from metricgold.config import OptimizerConfig
+from metricgold.model import build_toy_vae
+from metricgold.training import checkpoint
+from metricgold.training.latents import CACHE_VERSION, LatentBank, StaleLatentsError, weights_hash
+from metricgold.training.loop import (
+    LossFunction,
+    Run,
+    TrainingError,
+    learning_rate,
+    micro_batch_generator,
+    train,
+)
+
+
+def optimizer_config(**changes: Any) -> OptimizerConfig:
+    values: dict[str, Any] = {
+        "steps": 90,
+        "batch_size": 2,
+        "accumulation": 2,
+        "lr": 0.01,
+        "warmup_steps": 3,
+        "decay": "cosine",
+        "final_lr_ratio": 0.1,
+        "weight_decay": 0.01,
+        "grad_clip": 1.0,
+        "ema_decay": 0.9,
+        "precision": "fp32",
+        "checkpoint_every": 7,
+    }
+    return OptimizerConfig(**(values | changes))
+
+
+def small_network() -> nn.Module:
+    torch.manual_seed(5)
+    return nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.SiLU(), nn.Conv2d(4, 1, 1))
+
+
+def denoising_loss(network: nn.Module, stop_at: int | None = None) -> LossFunction:
+    """A loss whose data come from the generator; stops dead at micro-batch ``stop_at``."""
+
+    def loss(micro_batch: int, generator: torch.Generator) -> dict[str, Tensor]:
+        if micro_batch == stop_at:
+            raise KeyboardInterrupt
+        x = torch.randn(2, 2, 5, 5, generator=generator)
+        error = (network(x) - x[:, :1] * x[:, 1:]).square().mean()
+        return {"loss": error, "root": error.sqrt()}
+
+    return loss
+
+
+def run_of(folder: Path, network: nn.Module, loss: LossFunction, **changes: Any) -> Run:
+    given: dict[str, Any] = {
+        "name": "toy",
+        "optimizer": optimizer_config(),
+        "scratch": folder / "scratch",
+        "seed": 1,
+        "curve": folder / "curve.csv",
+    }
+    return Run(network=network, loss=loss, **(given | changes))
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+@pytest.mark.parametrize("stop_at", [1, 16, 45, 179])
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    tmp_path: Path, stop_at: int, ema_decay: float
+) -> None:
+    """Checkpoints fall between two rows of the curve, and the stop between two checkpoints."""
+    config = optimizer_config(ema_decay=ema_decay)
+    whole = small_network()
+    last = train(run_of(tmp_path / "whole", whole, denoising_loss(whole), optimizer=config))
+    broken = small_network()
+    stopping = denoising_loss(broken, stop_at)
+    with pytest.raises(KeyboardInterrupt):
+        train(run_of(tmp_path / "parts", broken, stopping, optimizer=config))
+    resumed = small_network()
+    if (broken_off := tmp_path / "parts" / "scratch" / checkpoint.FILE).is_file():
+        nn.init.zeros_(next(resumed.parameters()))  # the weights come from the checkpoint
+    assert broken_off.is_file() == (stop_at >= 14)
+    done = train(run_of(tmp_path / "parts", resumed, denoising_loss(resumed), optimizer=config))
+    assert done == last
+    for name, value in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], value), name
+    curves = [(tmp_path / part / "curve.csv").read_text() for part in ("whole", "parts")]
+    assert curves[0] == curves[1]
+    assert len(curves[0].splitlines()) == 46  # a header and a row for every 2 of 90 steps
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
+    network = small_network()
+    first = train(run_of(tmp_path, network, denoising_loss(network)))
+    again = small_network()
+    assert train(run_of(tmp_path, again, denoising_loss(again, stop_at=0))) == first
+    assert all(
+        torch.equal(a, b) for a, b in zip(network.parameters(), again.parameters(), strict=True)
+    )
+    checkpoint.discard(tmp_path / "scratch")
+    assert not (tmp_path / "scratch").exists()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, bad: float) -> None:
+    network = small_network()
+    good = denoising_loss(network)
+
+    def loss(micro_batch: int, generator: torch.Generator) -> dict[str, Tensor]:
+        losses = good(micro_batch, generator)
+        return {"loss": losses["loss"] * bad} if micro_batch == 9 else losses
+
+    with pytest.raises(TrainingError, match=rf"^toy: loss is {bad} at step 4, micro-batch 9$"):
+        train(run_of(tmp_path, network, loss))
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
+    network = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(network.weight)
+
+    def loss(micro_batch: int, generator: torch.Generator) -> dict[str, Tensor]:
+        return {"loss": network.weight.sum().abs().sqrt()}  # slope 0 / 0 at zero
+
+    with pytest.raises(TrainingError, match="toy: gradient norm is nan at step 0; lower 'lr'"):
+        train(run_of(tmp_path, network, loss))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 2},
+        {"optimizer": optimizer_config(lr=0.02)},
+        {"identity": "other data"},
+        {"name": "other"},
+    ],
+)
+def test_a_checkpoint_of_another_run_is_passed_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any]
+) -> None:
+    network = small_network()
+    run = run_of(tmp_path, network, denoising_loss(network))
+    train(run)
+    other = run_of(tmp_path, network, denoising_loss(network), **change)
+    assert other.fingerprint != run.fingerprint
+    capsys.readouterr()
+    assert checkpoint.load(other.scratch, other.fingerprint) is None
+    assert "belongs to other params or data; starting over" in capsys.readouterr().out
+    assert checkpoint.load(run.scratch, run.fingerprint) is not None
+    with pytest.raises(KeyboardInterrupt):  # it starts over, at micro-batch 0
+        train(run_of(tmp_path, network, denoising_loss(network, stop_at=0), **change))
+
+
+def test_a_damaged_checkpoint_is_passed_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint.save(tmp_path, "mine", {"step": 3})
+    assert checkpoint.load(tmp_path, "mine") == {"fingerprint": "mine", "step": 3}
+    path = tmp_path / checkpoint.FILE
+    path.write_bytes(path.read_bytes()[:40])
+    assert checkpoint.load(tmp_path, "mine") is None
+    assert "damaged" in capsys.readouterr().out
+    assert [p.name for p in tmp_path.iterdir()] == [checkpoint.FILE]  # no temporary file left
+
+
+@pytest.mark.parametrize(
+    ("decay", "expected"),
+    [
+        ("cosine", {5: 0.1, 10: 0.055, 15: 0.01, 99: 0.01}),
+        ("exponential", {5: 0.1, 10: 0.1 * math.sqrt(0.1), 15: 0.01, 99: 0.01}),
+        ("constant", {5: 0.1, 10: 0.1, 15: 0.1, 99: 0.1}),
+    ],
+)
+def test_learning_rate_by_hand(decay: str, expected: dict[int, float]) -> None:
+    config = optimizer_config(lr=0.1, steps=15, warmup_steps=5, decay=decay, final_lr_ratio=0.1)
+    for step, rate in {0: 0.02, 1: 0.04, 4: 0.1, **expected}.items():
+        assert learning_rate(config, step) == pytest.approx(rate), step
+    at_once = config.model_copy(update={"warmup_steps": 0})
+    assert learning_rate(at_once, 0) == pytest.approx(0.1)
+
+
+def test_random_numbers_belong_to_the_micro_batch() -> None:
+    def draw(seed: int, micro_batch: int) -> list[float]:
+        return torch.rand(3, generator=micro_batch_generator(seed, micro_batch)).tolist()
+
+    assert draw(1, 7) == draw(1, 7)
+    assert len({tuple(draw(seed, part)) for seed in range(3) for part in range(4)}) == 12
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    path = tmp_path / "toy.h5"
+    with h5py.File(path, "w") as file:
+        file.attrs["version"], file.attrs["weights"] = CACHE_VERSION, "these"
+        file["rgb_latent"] = np.arange(24, dtype=np.float16).reshape(6, 4)
+        file["latent_mask"] = np.arange(6) % 2 == 0
+        file["fov_y_deg"] = np.arange(6, dtype=np.float32)
+    return path
+
+
+@pytest.mark.parametrize("limit", [0, 1 << 20])
+def test_latents_come_in_the_order_asked_for(cache: Path, limit: int) -> None:
+    """From memory and from the file alike; a row may be asked for twice."""
+    bank = LatentBank(cache, "these", memory_limit_bytes=limit)
+    assert len(bank) == 6
+    rows = bank.batch(np.array([4, 0, 4, 3]), ("rgb_latent", "latent_mask", "fov_y_deg"))
+    assert rows["fov_y_deg"].tolist() == [4, 0, 4, 3]
+    assert rows["rgb_latent"].dtype == torch.float32
+    assert rows["rgb_latent"][:, 0].tolist() == [16, 0, 16, 12]
+    assert rows["latent_mask"].tolist() == [True, True, True, False]
+
+
+def test_latents_of_other_weights_are_refused(cache: Path, tmp_path: Path) -> None:
+    with pytest.raises(StaleLatentsError, match=r"toy\.h5: made with other VAE weights"):
+        LatentBank(cache, "those")
+    with pytest.raises(StaleLatentsError, match="no latent cache; run 'dvc repro cache_latents'"):
+        LatentBank(tmp_path / "none.h5", "these")
+    with h5py.File(cache, "r+") as file:
+        file.attrs["version"] = CACHE_VERSION + 1
+    with pytest.raises(StaleLatentsError, match="dvc repro"):
+        LatentBank(cache, "these")
+
+
+def test_the_hash_of_weights_follows_the_weights(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    vae = build_toy_vae(TOY)
+    vae.save_pretrained(tmp_path / "first")
+    vae.save_pretrained(tmp_path / "copy")
+    with torch.no_grad():
+        vae.decoder.conv_out.bias[0] += 1e-3
+    vae.save_pretrained(tmp_path / "changed")
+    first, copy, changed = (weights_hash(tmp_path / n) for n in ("first", "copy", "changed"))
+    assert first == copy
+    assert first != changed
+
+
+def test_one_batch_can_be_learned_by_heart(tmp_path: Path) -> None:
+    network = small_network()
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 2, 6, 6, generator=generator)
+    target = x[:, :1] - 0.5 * x[:, 1:]
+    before = (network(x) - target).square().mean().item()
+
+    def loss(micro_batch: int, generator: torch.Generator) -> dict[str, Tensor]:
+        return {"loss": (network(x) - target).square().mean()}
+
+    config = optimizer_config(
+        steps=60, accumulation=1, lr=0.05, ema_decay=0, weight_decay=0, final_lr_ratio=0.1
+    )
+    last = train(run_of(tmp_path, network, loss, optimizer=config))
+    after = (network(x) - target).square().mean().item()
+    assert after < before / 5
+    assert last["loss"] < before / 5
