@@ -31,6 +31,7 @@ from metricgold.evaluation.metrics import depth_metrics, mean_over_images
 from metricgold.geometry import fov_y_deg, ray_latent
 from metricgold.losses import masked_l1, multiscale_gradient_l1, scale_aware_log_loss
 from metricgold.model import MetricGoldModel
+from metricgold.training import checkpoint
 from metricgold.training.autoencoder import frame_batches
 from metricgold.training.banks import depth_norm_of, open_banks
 from metricgold.training.loop import Run, train, use_all_cores
@@ -116,8 +117,18 @@ def train_network(
             total = l1 + section.gradient_loss_weight * gradient
             return {"loss": total + section.scale_loss_weight * scale, "l1": l1}
 
-        folder = workspace.scratch(scratch)
-        train(Run(name=scratch, network=network, optimizer=optimizer, loss=loss, scratch=folder, seed=5, identity=str(time.time())))  # fmt: skip
+        train(
+            Run(
+                name=scratch,
+                network=network,
+                optimizer=optimizer,
+                loss=loss,
+                scratch=workspace.scratch(scratch),
+                seed=5,
+                identity=str(time.time()),
+            )
+        )
+        checkpoint.discard(workspace.scratch(scratch))
 
     trial = 20
     began = time.perf_counter()
