@@ -8,12 +8,16 @@ import fcntl
 import multiprocessing
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
+
+import psutil
 
 from metricgold.errors import UserError
 
@@ -21,6 +25,7 @@ GRACE_S = 10.0
 """From asking a process to end to killing it."""
 
 _PR_SET_PDEATHSIG = 1
+_SHELLS = {"sh", "dash", "ash", "bash", "zsh", "ksh", "mksh", "fish", "busybox"}
 _LINE_END = re.compile(rb"[\r\n]+")
 
 
@@ -34,6 +39,39 @@ def die_with_parent() -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
     if os.getppid() != parent:  # it ended in between
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+def die_with_starter() -> None:
+    """:func:`die_with_parent`, looking through shells.
+
+    DVC runs a stage's command by ``$SHELL -c``, and dash stays between the two as a process
+    that outlives a killed DVC. So each shell above, and the program that started the
+    outermost of them, is watched by its pidfd as well.
+    """
+    die_with_parent()
+    watched = os.getppid()
+    while _is_shell(watched):
+        try:
+            watched = psutil.Process(watched).ppid()
+            descriptor = os.pidfd_open(watched)
+        except (ProcessLookupError, psutil.NoSuchProcess):  # it ended in between
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
+        except (AttributeError, OSError):  # no Linux with pidfds: die_with_parent must do
+            return
+        threading.Thread(target=_end_when_readable, args=(descriptor,), daemon=True).start()
+
+
+def _is_shell(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).name() in _SHELLS
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _end_when_readable(descriptor: int) -> None:
+    select.select([descriptor], [], [])
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def die_with(variable: str) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from flows._environment import prepare_environment
-from flows._process import die_with_parent, exit_on_sigterm, only_one
+from flows._process import die_with_starter, exit_on_sigterm, only_one
 from metricgold.config import DATASET_NAMES, DatasetName, ProfileConfig, load_config
 from metricgold.errors import UserError, run_cli
 from metricgold.workspace import Workspace
@@ -56,7 +56,7 @@ def execute(address: str, run: StageFunction) -> int:
     prepare_environment()
     exit_on_sigterm()
     if "DVC_STAGE" in os.environ:
-        die_with_parent()
+        die_with_starter()
         refuse_hidden_profile()
     config, workspace = load_config(), Workspace()
 

@@ -165,8 +165,16 @@ def test_experiment_with_a_parameter(tmp_path: Path, make_project: Callable[[str
     assert "steps: 9" in (folder / "out.txt").read_text(encoding="utf-8")
 
 
-def test_killing_dvc_ends_the_stage(tmp_path: Path, make_project: Callable[[str], Path]) -> None:
-    """SIGKILL to DVC alone, as by the kernel out of memory: no trainer is left beside."""
+@pytest.mark.parametrize("shell", ["/bin/sh", "/bin/bash"])
+def test_killing_dvc_ends_the_stage(
+    tmp_path: Path, make_project: Callable[[str], Path], shell: str
+) -> None:
+    """SIGKILL to DVC alone, as by the kernel out of memory: no trainer is left beside.
+
+    DVC runs stages by $SHELL: bash becomes the stage, dash stays its parent.
+    """
+    if not Path(shell).exists():
+        pytest.skip(f"no {shell} here")
     folder = make_project("stages: {}\n")
     script = folder / "stage.py"
     script.write_text(
@@ -180,7 +188,10 @@ def test_killing_dvc_ends_the_stage(tmp_path: Path, make_project: Callable[[str]
     log = folder / "log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [command("dvc"), "repro"], cwd=folder, env=stage_environment(), stdout=output
+            [command("dvc"), "repro"],
+            cwd=folder,
+            env=stage_environment(SHELL=shell),
+            stdout=output,
         )
     wait_for(lambda: "up\n" in log.read_text(encoding="utf-8"), 60, "stage running")
     time.sleep(0.2)
