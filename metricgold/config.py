@@ -120,20 +120,35 @@ class ToyModelConfig(_Section):
     latent_channels: PositiveInt = 4
 
 
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+class MuonConfig(_Section):
+    """Muon for the hidden weights of a network; the others stay with AdamW.
+
+    ``ns_steps``: Newton-Schulz iterations that make a step orthogonal; 5 are usual.
+    """
+
+    lr: PositiveFloat
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    ns_steps: PositiveInt = 5
+
+
 class OptimizerConfig(_Section):
-    """AdamW with linear warm-up and cosine or exponential decay to ``final_lr_ratio``."""
+    """AdamW at ``lr``, and Muon where asked; linear warm-up, then decay to ``final_lr_ratio``."""
 
     steps: PositiveInt
     batch_size: PositiveInt
     accumulation: PositiveInt = 1
     lr: PositiveFloat
+    muon: MuonConfig | None = None
     warmup_steps: Annotated[int, Field(ge=0)]
     decay: Literal["cosine", "exponential", "constant"]
     final_lr_ratio: Fraction
     weight_decay: Annotated[float, Field(ge=0)]
     grad_clip: PositiveFloat
     ema_decay: Annotated[float, Field(ge=0, lt=1)]
-    precision: Literal["fp32", "bf16", "fp16"]
+    precision: Precision
     gradient_checkpointing: bool = False
     checkpoint_every: PositiveInt
 
@@ -180,6 +195,7 @@ class CacheLatentsConfig(_Section):
 
     variants: PositiveInt
     batch_size: PositiveInt
+    precision: Precision = "fp32"
     augment: AugmentConfig
 
 
@@ -202,6 +218,7 @@ class TrainOneStepConfig(_Section):
     gradient_loss_weight: Annotated[float, Field(ge=0)]
     scale_loss_weight: Annotated[float, Field(ge=0)]
     scale_loss_lambda: Fraction
+    relative_loss_weight: Annotated[float, Field(ge=0)] = 0.0
     fov_dropout: Fraction
 
 

@@ -95,6 +95,18 @@ def scale_aware_log_loss(
     return per_image.sum() / (count > 0).sum().clamp_min(1)
 
 
+def relative_depth_l1(
+    pred_norm: Tensor, target_norm: Tensor, valid_mask: Tensor, log_range: float, limit: float = 4.0
+) -> Tensor:
+    """Mean of ``|d_pred / d_true - 1|`` over all valid pixels: AbsRel as a loss.
+
+    ``ln(d_pred / d_true)`` is clipped to ``[-limit, limit]``, beyond which the gradient is 0:
+    a pixel that is wrong by more than a factor of 55 is left to the losses in log-depth.
+    """
+    g = _masked_difference(pred_norm, target_norm, valid_mask) * (log_range / 2.0)
+    return g.clamp(-limit, limit).expm1().abs().sum() / valid_mask.sum().clamp_min(1)
+
+
 def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
     """KL of N(mean, exp(log_variance)), [B, C, h, w], from N(0, 1): nats an image, mean over B."""
     mean, log_variance = mean.float(), log_variance.float()

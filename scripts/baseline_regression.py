@@ -29,12 +29,12 @@ from metricgold.depth_codec import DepthCodec
 from metricgold.errors import run_cli
 from metricgold.evaluation.metrics import depth_metrics, mean_over_images
 from metricgold.geometry import fov_y_deg, ray_latent
-from metricgold.losses import masked_l1, multiscale_gradient_l1, scale_aware_log_loss
 from metricgold.model import MetricGoldModel
 from metricgold.training import checkpoint
 from metricgold.training.autoencoder import frame_batches
 from metricgold.training.banks import depth_norm_of, open_banks
 from metricgold.training.loop import Run, train, use_all_cores
+from metricgold.training.one_step import depth_loss
 from metricgold.workspace import Workspace
 
 WIDTHS = (16, 32, 96, 208, 352)
@@ -100,6 +100,7 @@ def train_network(
     def run_for(steps: int, scratch: str) -> None:
         values = section.optimizer.model_dump() | {
             "steps": steps, "lr": 1e-3, "checkpoint_every": 10**9, "batch_size": 16,
+            "muon": section.latent_phase.muon,
         }  # fmt: skip
         optimizer = OptimizerConfig.model_validate(values)
         batch = frame_batches(config, banks, optimizer, salt=31)
@@ -109,13 +110,7 @@ def train_network(
             target, valid = depth_norm_of(codec, frames["depth"], frames["valid_mask"])
             rgb = frames["rgb"]
             predicted = network(rgb, rays_of(frames["fov_y_deg"], tuple(rgb.shape[-2:])))
-            l1 = masked_l1(predicted, target, valid)
-            gradient = multiscale_gradient_l1(predicted, target, valid)
-            scale = scale_aware_log_loss(
-                predicted, target, valid, codec.log_range, section.scale_loss_lambda
-            )
-            total = l1 + section.gradient_loss_weight * gradient
-            return {"loss": total + section.scale_loss_weight * scale, "l1": l1}
+            return depth_loss(predicted, target, valid, codec, section)
 
         train(
             Run(

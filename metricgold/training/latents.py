@@ -27,7 +27,7 @@ from metricgold.model import LOADING, encode, encode_depth_norm, vae_factor
 from metricgold.progress import progress_bar
 from metricgold.training.banks import depth_norm_of, open_banks
 from metricgold.training.base_model import BaseModel
-from metricgold.training.loop import default_device, use_all_cores
+from metricgold.training.loop import autocast, default_device, use_all_cores
 from metricgold.workspace import Workspace
 
 CACHE_VERSION = 1
@@ -94,9 +94,12 @@ def _encode_bank(
             samples.append(bank.sample(index, section.augment if variant else NO_AUGMENTATION, rng))
         batch = collate(samples)
         norm, valid = depth_norm_of(codec, batch["depth"], batch["valid_mask"])
+        with autocast(section.precision, image_vae.device):
+            rgb_latent = encode(image_vae, batch["rgb"].to(image_vae.device))
+            depth_latent = encode_depth_norm(depth_vae, norm.to(depth_vae.device))
         rows = {
-            "rgb_latent": encode(image_vae, batch["rgb"].to(image_vae.device)).cpu().half(),
-            "depth_latent": encode_depth_norm(depth_vae, norm.to(depth_vae.device)).cpu().half(),
+            "rgb_latent": rgb_latent.cpu().half(),
+            "depth_latent": depth_latent.cpu().half(),
             "latent_mask": latent_mask(valid, vae_factor(depth_vae)),
             "depth_norm": norm.half(),
             "valid_mask": valid,

@@ -19,6 +19,7 @@ from metricgold.config import OptimizerConfig
 from metricgold.errors import UserError
 from metricgold.progress import progress_bar
 from metricgold.training import checkpoint
+from metricgold.training.optimizers import Optimizers
 
 LossFunction = Callable[[int, torch.Generator], dict[str, Tensor]]
 """(micro-batch number from 0, generator of this micro-batch) to named scalars with ``loss``."""
@@ -127,9 +128,7 @@ def train(run: Run) -> dict[str, float]:
     """
     config = run.optimizer
     parameters = [p for p in run.network.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True
-    )
+    optimizer = Optimizers(run.network, config)
     average = _Average(parameters, config.ema_decay)
     rows, window, start = _resume(run, optimizer, average)
     device = parameters[0].device
@@ -137,14 +136,12 @@ def train(run: Run) -> dict[str, float]:
     bar = progress_bar(description=run.name, total=config.steps, unit="step")
     bar.update(start)
     for step in range(start, config.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(config, step)
+        optimizer.set_rate(learning_rate(config, step) / config.lr)
         means = _accumulate(run, step, device)
         norm = float(nn.utils.clip_grad_norm_(parameters, config.grad_clip))
         if not math.isfinite(norm):
             raise TrainingError(f"{run.name}: gradient norm is {norm} at step {step}; lower 'lr'")
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
         average.update(step)
         window.append({**means, "grad_norm": norm})
         bar.update(1)
@@ -190,7 +187,7 @@ def _row(step: int, window: list[dict[str, float]], rate: float) -> dict[str, fl
 
 def _state(
     run: Run,
-    optimizer: Any,
+    optimizer: Optimizers,
     average: _Average,
     rows: list[dict[str, float]],
     step: int,
@@ -207,7 +204,7 @@ def _state(
 
 
 def _resume(
-    run: Run, optimizer: Any, average: _Average
+    run: Run, optimizer: Optimizers, average: _Average
 ) -> tuple[list[dict[str, float]], list[dict[str, float]], int]:
     """Curve rows, the means since the last row, and the step to go on from."""
     state = checkpoint.load(run.scratch, run.fingerprint)

@@ -14,9 +14,15 @@ import torch
 from torch import Tensor
 
 from metricgold.config import OptimizerConfig, ProfileConfig, TrainOneStepConfig
+from metricgold.depth_codec import DepthCodec
 from metricgold.diffusion import LAST_TIMESTEP
 from metricgold.files import replaced_folder
-from metricgold.losses import masked_l1, multiscale_gradient_l1, scale_aware_log_loss
+from metricgold.losses import (
+    masked_l1,
+    multiscale_gradient_l1,
+    relative_depth_l1,
+    scale_aware_log_loss,
+)
 from metricgold.model import (
     MetricGoldModel,
     decode_depth_norm,
@@ -27,7 +33,7 @@ from metricgold.model import (
 from metricgold.training import checkpoint
 from metricgold.training.latents import LatentBank, cache_hash, open_latents, weights_hash
 from metricgold.training.loop import Run, default_device, train, use_all_cores
-from metricgold.training.unet import drop_fov, latent_sampler
+from metricgold.training.unet import drop_fov, latent_sampler, prepare_for_training
 from metricgold.workspace import Workspace
 
 CURVES = {"latent": "train_one_step_latent.csv", "depth": "train_one_step.csv"}
@@ -52,20 +58,23 @@ def _latent_loss(predicted: Tensor, rows: dict[str, Tensor]) -> dict[str, Tensor
     return {"loss": masked_l1(predicted, target, mask)}
 
 
-def _depth_loss(
-    model: MetricGoldModel, predicted: Tensor, rows: dict[str, Tensor], config: TrainOneStepConfig
+def depth_loss(
+    depth_norm: Tensor,
+    target: Tensor,
+    valid_mask: Tensor,
+    codec: DepthCodec,
+    config: TrainOneStepConfig,
 ) -> dict[str, Tensor]:
-    """The metric loss on decoded depth_norm [B, 1, H, W]."""
-    decoded = decode_depth_norm(model.depth_vae, predicted)
-    target = rows["depth_norm"].to(decoded.device)
-    valid = rows["valid_mask"].to(decoded.device)
-    l1 = masked_l1(decoded, target, valid)
-    gradient = multiscale_gradient_l1(decoded, target, valid)
+    """The metric loss on depth_norm [B, 1, H, W]: its terms, and their weighted sum ``loss``."""
+    l1 = masked_l1(depth_norm, target, valid_mask)
+    gradient = multiscale_gradient_l1(depth_norm, target, valid_mask)
     scale = scale_aware_log_loss(
-        decoded, target, valid, model.spec.codec.log_range, config.scale_loss_lambda
+        depth_norm, target, valid_mask, codec.log_range, config.scale_loss_lambda
     )
+    relative = relative_depth_l1(depth_norm, target, valid_mask, codec.log_range)
     total = l1 + config.gradient_loss_weight * gradient + config.scale_loss_weight * scale
-    return {"loss": total, "l1": l1, "gradient": gradient, "scale": scale}
+    total = total + config.relative_loss_weight * relative
+    return {"loss": total, "l1": l1, "gradient": gradient, "scale": scale, "relative": relative}
 
 
 def run(config: ProfileConfig, workspace: Workspace) -> None:
@@ -80,7 +89,7 @@ def run(config: ProfileConfig, workspace: Workspace) -> None:
     banks = open_latents(config, workspace)
     model = MetricGoldModel.from_pretrained(workspace.unet).to(default_device())
     model.spec = dataclasses.replace(model.spec, num_inference_steps=1)
-    unet = model.unet.train().requires_grad_(True)
+    unet = prepare_for_training(model.unet)
     identity = json.dumps(
         [cache_hash(workspace), weights_hash(workspace.unet), section.model_dump(mode="json")]
     )
@@ -117,7 +126,9 @@ def _train_phase(
         predicted = predict_depth_latent(model, rows["rgb_latent"].to(device), fov_y_deg)
         if phase == "latent":
             return _latent_loss(predicted, rows)
-        return _depth_loss(model, predicted, rows, section)
+        decoded = decode_depth_norm(model.depth_vae, predicted)
+        target, valid = rows["depth_norm"].to(device), rows["valid_mask"].to(device)
+        return depth_loss(decoded, target, valid, model.spec.codec, section)
 
     train(
         Run(

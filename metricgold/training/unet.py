@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
 
 from metricgold.config import OptimizerConfig, ProfileConfig
@@ -65,6 +66,16 @@ def latent_sampler(
     )
 
 
+def prepare_for_training(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """Everything trainable; on the CPU attention by plain products.
+
+    The fused attention of torch is slower there at small sizes, its backward pass above all.
+    """
+    if unet.device.type == "cpu":
+        unet.set_attn_processor(AttnProcessor())
+    return unet.train().requires_grad_(True)
+
+
 def drop_fov(fov_y_deg: Tensor, dropout: float, generator: torch.Generator) -> Tensor:
     """``fov_y_deg`` [B] with each camera made unknown (NaN) with probability ``dropout``."""
     drop = torch.rand(fov_y_deg.shape, generator=generator) < dropout
@@ -78,7 +89,7 @@ def run(config: ProfileConfig, workspace: Workspace) -> None:
     torch.manual_seed(config.seed)
     banks = open_latents(config, workspace)
     model = initial_model(config, workspace).to(default_device())
-    unet = model.unet.train().requires_grad_(True)
+    unet = prepare_for_training(model.unet)
     if section.optimizer.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     sampler = latent_sampler(config, banks, section.optimizer, salt=14)

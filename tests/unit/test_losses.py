@@ -10,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from metricgold.depth_codec import DepthCodec
 from metricgold.losses import (
     kl_divergence,
     masked_l1,
     multiscale_gradient_l1,
+    relative_depth_l1,
     scale_aware_log_loss,
 )
 
@@ -22,6 +24,7 @@ LOSSES = {
     "l1": masked_l1,
     "gradient": multiscale_gradient_l1,
     "scale": lambda p, t, m: scale_aware_log_loss(p, t, m, LOG_RANGE, 0.15),
+    "relative": lambda p, t, m: relative_depth_l1(p, t, m, LOG_RANGE),
 }
 
 
@@ -88,6 +91,23 @@ def test_full_lambda_forgives_a_common_scale_and_a_smaller_one_does_not() -> Non
     supervised = scale_aware_log_loss(pred, target, mask, LOG_RANGE, 0.15)
     assert forgiven.item() == pytest.approx(0.0, abs=1e-5)
     assert supervised.item() == pytest.approx(math.sqrt(0.85) * 0.25 * LOG_RANGE / 2, rel=1e-4)
+
+
+def test_relative_loss_is_abs_rel() -> None:
+    depth, truth = torch.tensor([[2.0, 3.0, 50.0, 9.0]]), torch.tensor([[4.0, 2.0, 50.0, 1.0]])
+    codec = DepthCodec(0.1, 80.0)
+    mask = torch.tensor([[True, True, True, False]])
+    loss = relative_depth_l1(codec.encode(depth), codec.encode(truth), mask, codec.log_range)
+    assert loss.item() == pytest.approx((0.5 + 0.5 + 0.0) / 3, rel=1e-5)
+
+
+def test_relative_loss_beyond_its_limit_is_flat() -> None:
+    pred = torch.tensor([[2.0]], requires_grad=True)  # a factor of e^(L / 2 * 2), far over e^4
+    loss = relative_depth_l1(pred, torch.zeros(1, 1), torch.ones(1, 1, dtype=bool), LOG_RANGE)
+    assert loss.item() == pytest.approx(math.expm1(4.0), rel=1e-5)
+    loss.backward()
+    assert pred.grad is not None
+    assert pred.grad.item() == 0.0
 
 
 def test_kl_by_hand() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from metricgold.training.loop import (
     micro_batch_generator,
     train,
 )
+from metricgold.training.optimizers import Optimizers
 
 
 def optimizer_config(**changes: Any) -> OptimizerConfig:
@@ -48,6 +50,18 @@ def optimizer_config(**changes: Any) -> OptimizerConfig:
 def small_network() -> nn.Module:
     torch.manual_seed(5)
     return nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.SiLU(), nn.Conv2d(4, 1, 1))
+
+
+def hidden_network() -> nn.Module:
+    """As :func:`small_network` with a convolution and a linear layer wide enough for Muon."""
+    torch.manual_seed(5)
+    return nn.Sequential(
+        nn.Conv2d(2, 16, 3, padding=1),
+        nn.SiLU(),
+        nn.Conv2d(16, 24, 3, padding=1),
+        nn.SiLU(),
+        nn.Conv2d(24, 1, 1),
+    )
 
 
 def denoising_loss(network: nn.Module, stop_at: int | None = None) -> LossFunction:
@@ -74,20 +88,26 @@ def run_of(folder: Path, network: nn.Module, loss: LossFunction, **changes: Any)
     return Run(network=network, loss=loss, **(given | changes))
 
 
-@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+MUON = {"lr": 0.02, "momentum": 0.9}
+
+
+@pytest.mark.parametrize(
+    ("make_network", "changes"),
+    [(small_network, {}), (small_network, {"ema_decay": 0.0}), (hidden_network, {"muon": MUON})],
+)
 @pytest.mark.parametrize("stop_at", [1, 16, 45, 179])
 def test_a_resumed_run_equals_an_uninterrupted_one(
-    tmp_path: Path, stop_at: int, ema_decay: float
+    tmp_path: Path, stop_at: int, make_network: Callable[[], nn.Module], changes: dict[str, Any]
 ) -> None:
     """Checkpoints fall between two rows of the curve, and the stop between two checkpoints."""
-    config = optimizer_config(ema_decay=ema_decay)
-    whole = small_network()
+    config = optimizer_config(**changes)
+    whole = make_network()
     last = train(run_of(tmp_path / "whole", whole, denoising_loss(whole), optimizer=config))
-    broken = small_network()
+    broken = make_network()
     stopping = denoising_loss(broken, stop_at)
     with pytest.raises(KeyboardInterrupt):
         train(run_of(tmp_path / "parts", broken, stopping, optimizer=config))
-    resumed = small_network()
+    resumed = make_network()
     if (broken_off := tmp_path / "parts" / "scratch" / checkpoint.FILE).is_file():
         nn.init.zeros_(next(resumed.parameters()))  # the weights come from the checkpoint
     assert broken_off.is_file() == (stop_at >= 14)
@@ -98,6 +118,23 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     curves = [(tmp_path / part / "curve.csv").read_text() for part in ("whole", "parts")]
     assert curves[0] == curves[1]
     assert len(curves[0].splitlines()) == 46  # a header and a row for every 2 of 90 steps
+
+
+def test_muon_takes_the_hidden_weights_and_only_those() -> None:
+    """Its step on a weight [out, in h w] is orthogonal: singular values about 1 x rate."""
+    network = hidden_network()
+    before = {n: p.detach().clone() for n, p in network.named_parameters()}
+    optimizer = Optimizers(network, optimizer_config(muon=MUON, weight_decay=0.0, lr=1e-9))
+    optimizer.set_rate(0.5)
+    denoising_loss(network)(0, torch.Generator().manual_seed(0))["loss"].backward()
+    optimizer.step()
+    assert all(p.grad is None for p in network.parameters())
+    moved = {n: (p.detach() - before[n]) for n, p in network.named_parameters()}
+    hidden = moved.pop("2.weight").reshape(24, -1)
+    assert all(m.abs().max() <= 1e-9 for m in moved.values())
+    singular = torch.linalg.svdvals(hidden) / (0.5 * 0.02)
+    assert 0.5 < singular.median() < 1.3
+    assert singular.max() < 1.3
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
