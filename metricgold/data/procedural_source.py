@@ -35,7 +35,8 @@ from metricgold.progress import progress_bar
 
 HOLDOUT_SEED = 1_000_000
 HOLDOUT_FRAMES = 2
-FRAMES_PER_CAMERA = 2
+FRAMES_PER_CAMERA = 1
+"""Of a training scene of Hypersim: every frame shows a world of its own."""
 WORKERS = 2
 _SEED_OFFSET = {"hypersim": 0, "virtual_kitti": 200_000, "tartanair": 400_000}
 _CAMERA_STRIDE = 20_000
@@ -142,7 +143,7 @@ def _fov_x_deg(seed: int) -> float:
 
 
 def _hypersim(config: ProceduralConfig, offset: int, shift: int) -> Plan:
-    """A zip a scene with up to five frames a camera; every camera sees a world of its own."""
+    """A zip a scene; every camera sees a world of its own."""
     names = _hypersim_names()
     scenes, matrices, split = [], {}, []
     for position, held, seed in _seeds(config, offset, shift):
@@ -153,10 +154,10 @@ def _hypersim(config: ProceduralConfig, offset: int, shift: int) -> Plan:
             _fov_x_deg(seed), config.size, tilt if position % 2 else (0.0, 0.0)
         )
         intrinsics, _ = hypersim_intrinsics(matrix, *config.size)
-        frames = min(HOLDOUT_FRAMES, config.frames_per_scene) if held else config.frames_per_scene
+        frames = HOLDOUT_FRAMES if held else config.frames_per_scene
         worlds = []
-        for camera, first in enumerate(range(0, frames, FRAMES_PER_CAMERA)):
-            count = min(FRAMES_PER_CAMERA, frames - first)
+        count = HOLDOUT_FRAMES if held else FRAMES_PER_CAMERA
+        for camera in range(frames // count):
             world_seed = seed + _CAMERA_STRIDE * camera
             name = f"cam_{camera:02d}"
             worlds.append(World("indoor", world_seed, name, 0, count, _flat(intrinsics)))
@@ -188,7 +189,7 @@ def _virtual_kitti(config: ProceduralConfig, offset: int, shift: int) -> Plan:
         slots = list(itertools.product((0, 1), virtual_kitti.VARIATIONS, streets))
         camera, variation, street = slots[position % len(slots)]
         sequence, slot = f"{street}/{variation}", f"Camera_{camera}"
-        frames = min(HOLDOUT_FRAMES, config.frames_per_scene) if held else config.frames_per_scene
+        frames = HOLDOUT_FRAMES if held else config.frames_per_scene
         first = next_frame.get((sequence, slot), 0)
         next_frame[sequence, slot] = first + frames
         intrinsics = intrinsics_from_fov(_fov_x_deg(seed), *config.size)
@@ -224,7 +225,7 @@ def _tartanair(config: ProceduralConfig, offset: int, shift: int) -> Plan:
         number = trajectories.get(folder, 0)
         trajectories[folder] = number + 1
         kind: WorldKind = "street" if environment in STREET_ENVIRONMENTS else "indoor"
-        frames = min(HOLDOUT_FRAMES, config.frames_per_scene) if held else config.frames_per_scene
+        frames = HOLDOUT_FRAMES if held else config.frames_per_scene
         world = World(kind, seed, "left", 0, frames, intrinsics)
         scenes.append(Scene("tartanair", f"{folder}/P{number:03d}", config.size, (world,)))
     return Plan(scenes, [], {})

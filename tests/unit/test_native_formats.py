@@ -247,7 +247,7 @@ def test_rendered_archives_give_back_the_rendered_worlds(
         rendered
         for scene in sorted(plan.scenes, key=lambda s: s.name)
         for world in scene.worlds
-        for rendered in render_scene(world.kind, world.seed, world.matrix, SIZE, 2)
+        for rendered in render_scene(world.kind, world.seed, world.matrix, SIZE, world.frames)
     ]
     assert plan.scenes[0].worlds[0].kind == kind
     for frame, truth in zip(sorted(frames, key=lambda f: f.key), by_seed, strict=True):

@@ -53,7 +53,7 @@ def small_network() -> nn.Module:
 
 
 def hidden_network() -> nn.Module:
-    """As :func:`small_network` with a convolution and a linear layer wide enough for Muon."""
+    """As :func:`small_network` with a convolution wide enough for Muon."""
     torch.manual_seed(5)
     return nn.Sequential(
         nn.Conv2d(2, 16, 3, padding=1),
@@ -120,7 +120,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert len(curves[0].splitlines()) == 46  # a header and a row for every 2 of 90 steps
 
 
-def test_muon_takes_the_hidden_weights_and_only_those() -> None:
+def test_muon_takes_the_hidden_kernels_and_only_those() -> None:
     """Its step on a weight [out, in h w] is orthogonal: singular values about 1 x rate."""
     network = hidden_network()
     before = {n: p.detach().clone() for n, p in network.named_parameters()}
