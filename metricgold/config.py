@@ -124,7 +124,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 
 
 class MuonConfig(_Section):
-    """Muon for the hidden kernels of a network; everything else stays with AdamW.
+    """Muon for the hidden weights of a network; everything else stays with AdamW.
 
     ``ns_steps``: Newton-Schulz iterations that make a step orthogonal; 5 are usual.
     """

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from metricgold.data.shards import ShardReader, shard_paths
 from metricgold.depth_codec import DepthCodec
 from metricgold.errors import run_cli
 from metricgold.evaluation.metrics import depth_metrics, mean_over_images
+from metricgold.evaluation.summary import datasets_digest
 from metricgold.geometry import fov_y_deg, ray_latent
 from metricgold.model import MetricGoldModel
 from metricgold.training import checkpoint
@@ -38,6 +40,7 @@ from metricgold.training.one_step import depth_loss
 from metricgold.workspace import Workspace
 
 WIDTHS = (16, 32, 96, 208, 352)
+TRIAL_STEPS = 20
 RESULT = Path("docs/benchmarks/regression_baseline.json")
 
 
@@ -90,8 +93,8 @@ def rays_of(fov: Tensor, size: tuple[int, int]) -> Tensor:
 
 def train_network(
     config: ProfileConfig, workspace: Workspace, seconds: float
-) -> tuple[nn.Module, int]:
-    """Train for about ``seconds``; returns the network and the steps taken."""
+) -> tuple[nn.Module, int, float]:
+    """Train for about ``seconds``; returns the network, the steps and the seconds taken."""
     codec = DepthCodec(config.codec.depth_min_m, config.codec.depth_max_m)
     section = config.train_one_step
     network = RegressionUNet()
@@ -125,15 +128,17 @@ def train_network(
         )
         checkpoint.discard(workspace.scratch(scratch))
 
-    trial = 20
-    began = time.perf_counter()
-    run_for(trial, "baseline_trial")
-    per_step = (time.perf_counter() - began) / trial
-    steps = max(trial, round(seconds / per_step))
+    def timed(steps: int) -> float:
+        began = time.perf_counter()
+        run_for(steps, "baseline")
+        return time.perf_counter() - began
+
+    timed(TRIAL_STEPS)  # to warm up
+    steps = max(TRIAL_STEPS, math.ceil(seconds * TRIAL_STEPS / timed(TRIAL_STEPS)))
     torch.manual_seed(config.seed)
     network = RegressionUNet()
-    run_for(steps, "baseline")
-    return network.eval(), steps
+    took = timed(steps)
+    return network.eval(), steps, took
 
 
 @torch.no_grad()
@@ -162,13 +167,12 @@ def main() -> None:
     seconds = parser.parse_args().seconds
     use_all_cores()
     config, workspace = load_config(), Workspace()
-    began = time.perf_counter()
-    network, steps = train_network(config, workspace, seconds)
-    took = time.perf_counter() - began
+    network, steps, took = train_network(config, workspace, seconds)
     result = {k: round(float(v), 5) for k, v in evaluate(network, config, workspace).items()}
     model = MetricGoldModel.from_pretrained(workspace.model)
     parts = (model.unet, model.image_vae.encoder, model.depth_vae.decoder)
     result |= {
+        "datasets": datasets_digest(config),
         "parameters": sum(p.numel() for p in network.parameters()),
         "metricgold_parameters": sum(p.numel() for part in parts for p in part.parameters()),
         "training_seconds": round(took, 1),

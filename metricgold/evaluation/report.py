@@ -46,7 +46,7 @@ def build_page(config: ProfileConfig, workspace: Workspace) -> str:
     Raises:
         ReportError: a metrics file is missing or damaged.
     """
-    summary = collect(workspace)
+    summary = collect(config, workspace)
     records = dataset_records(workspace)
     used = {name: r for name, r in records.items() if r["frames"]}
     skipped = {name: r.get("reason", "") for name, r in records.items() if not r["frames"]}
@@ -78,6 +78,6 @@ def run(config: ProfileConfig, workspace: Workspace) -> None:
         ReportError: an input is missing or damaged, or no dataset was evaluated.
     """
     page = build_page(config, workspace)
-    files.write_json(workspace.metrics / "summary.json", collect(workspace))
+    files.write_json(workspace.metrics / "summary.json", collect(config, workspace))
     with files.replaced_folder(workspace.report) as folder:
         files.write_text(folder / "index.html", page)

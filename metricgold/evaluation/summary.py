@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from metricgold.config import DATASET_NAMES
+from metricgold.config import DATASET_NAMES, ProfileConfig
 from metricgold.errors import UserError
 from metricgold.workspace import Workspace
 
@@ -84,12 +85,19 @@ def flatten(value: Any, prefix: str = "") -> Record:
     return flat
 
 
-def collect(workspace: Workspace) -> Record:
+def datasets_digest(config: ProfileConfig) -> str:
+    """SHA-256 of the datasets section: two figures may stand together only if it is the same."""
+    section = {n: d.model_dump(mode="json") for n, d in sorted(config.datasets.items())}
+    return hashlib.sha256(json.dumps(section, sort_keys=True).encode()).hexdigest()
+
+
+def collect(config: ProfileConfig, workspace: Workspace) -> Record:
     """The flat summary of a run.
 
     Keys without prefix are means over all holdout images; ``<dataset>_*`` are that
     dataset's own; ``vae_floor_*`` (and ``vae_floor_before_*``) come from stage A and
-    ``regression_*`` from the committed baseline benchmark, each only where it exists.
+    ``regression_*`` from the committed baseline benchmark, each only where it exists
+    (the benchmark: for the profile's very datasets).
     """
     records = dataset_records(workspace)
     summary = merge_datasets(records)
@@ -102,8 +110,8 @@ def collect(workspace: Workspace) -> Record:
         floor = vae.get(source, {})
         summary |= {f"{prefix}_{n}": round(floor[n], DIGITS) for n in FLOOR_NAMES if n in floor}
     baseline = read_json(workspace.root / BASELINE_FILE) or {}
-    for name in ("abs_rel", "delta1"):
-        if isinstance(baseline.get(name), int | float):
+    if baseline.get("datasets") == datasets_digest(config):
+        for name in ("abs_rel", "delta1"):
             summary[f"regression_{name}"] = round(baseline[name], DIGITS)
     return summary
 

@@ -1,4 +1,4 @@
-"""Optimizers: AdamW for everything, or Muon for the hidden kernels and AdamW for the rest."""
+"""Optimizers: AdamW for everything, or Muon for the hidden weights and AdamW for the rest."""
 
 from __future__ import annotations
 
@@ -50,9 +50,8 @@ class ConvMuon(torch.optim.Muon):
 class Optimizers:
     """What one training run steps with; learning rates follow one schedule.
 
-    With ``config.muon``, every spatial kernel with at least :data:`MIN_HIDDEN_CHANNELS` inputs
-    and outputs goes to Muon, everything else to AdamW. (The many small linear layers of a
-    toy U-Net would double the time of Muon's step and change the loss little.)
+    With ``config.muon``, every weight with at least :data:`MIN_HIDDEN_CHANNELS` inputs and
+    outputs goes to Muon, everything else to AdamW.
     """
 
     def __init__(self, network: nn.Module, config: OptimizerConfig) -> None:
@@ -95,5 +94,4 @@ class Optimizers:
 
 
 def _is_hidden(parameter: nn.Parameter) -> bool:
-    spatial = parameter.ndim == 4 and parameter.shape[-1] > 1
-    return spatial and min(parameter.shape[:2]) >= MIN_HIDDEN_CHANNELS
+    return parameter.ndim >= 2 and min(parameter.shape[:2]) >= MIN_HIDDEN_CHANNELS

@@ -16,7 +16,13 @@ from metricgold import files
 from metricgold.config import ProfileConfig, load_config
 from metricgold.evaluation import charts, report
 from metricgold.evaluation.ranges import COLUMNS
-from metricgold.evaluation.summary import ReportError, collect, flatten, merge_datasets
+from metricgold.evaluation.summary import (
+    ReportError,
+    collect,
+    datasets_digest,
+    flatten,
+    merge_datasets,
+)
 from metricgold.workspace import Workspace
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
@@ -109,7 +115,7 @@ def test_merged_figures_count_frames() -> None:
 def test_summary_json(config: ProfileConfig, workspace: Workspace) -> None:
     report.run(config, workspace)
     summary = json.loads((workspace.metrics / "summary.json").read_text())
-    assert summary == collect(workspace)
+    assert summary == collect(config, workspace)
     assert summary["abs_rel"] == 0.25
     assert summary["vae_floor_abs_rel"] == 0.031
     assert summary["vae_floor_before_abs_rel"] == 0.16
@@ -179,9 +185,12 @@ def test_regression_baseline_is_a_target_where_committed(
     config: ProfileConfig, workspace: Workspace
 ) -> None:
     path = workspace.root / "docs" / "benchmarks" / "regression_baseline.json"
-    files.write_json(path, {"abs_rel": 0.31, "delta1": 0.6, "note": "same size"})
-    assert collect(workspace)["regression_abs_rel"] == 0.31
+    figures = {"abs_rel": 0.31, "delta1": 0.6, "datasets": datasets_digest(config)}
+    files.write_json(path, figures)
+    assert collect(config, workspace)["regression_abs_rel"] == 0.31
     assert "AbsRel of a regression U-Net" in report.build_page(config, workspace)
+    files.write_json(path, figures | {"datasets": "of another profile"})
+    assert "regression_abs_rel" not in collect(config, workspace)
 
 
 def test_only_the_evaluation_is_required(config: ProfileConfig, workspace: Workspace) -> None:
