@@ -1,12 +1,12 @@
 """How wrong Hypersim's depth gets when every scene is taken to have the nominal camera.
 
-Usage: ``python scripts/hypersim_geometry.py CAMERAS_CSV [SPLIT_CSV]`` with the dataset's own
+Usage: ``python scripts/hypersim_geometry.py CAMERAS_CSV SPLIT_CSV`` with the dataset's own
 ``metadata_camera_parameters.csv`` and ``metadata_images_split_scene_v1.csv``.
 
 Hypersim stores the distance along the ray. Public pipelines turn it into z-depth with one
-centred camera of 886.81 px; most scenes have another one. For every scene the largest relative
-error over all pixels of ``z_nominal / z_exact`` is written to ``docs/benchmarks/
-hypersim_geometry.csv``, totals to ``hypersim_geometry.json`` beside it and to the screen.
+centred camera of 886.81 px; most scenes have another one. For every public scene the largest
+relative error over all pixels of ``z_nominal / z_exact`` is written to
+``docs/benchmarks/hypersim_geometry.csv``, totals to ``hypersim_geometry.json`` beside it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import math
 from collections import Counter
 from pathlib import Path
 
@@ -47,9 +46,15 @@ def main() -> None:
     """Measure every scene, write the table and the totals."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("cameras", type=Path, help="metadata_camera_parameters.csv")
-    parser.add_argument("split", type=Path, nargs="?", help="metadata_images_split_scene_v1.csv")
+    parser.add_argument("split", type=Path, help="metadata_images_split_scene_v1.csv")
     arguments = parser.parse_args()
-    cameras = parse_cameras(arguments.cameras.read_text(encoding="utf-8"))
+    parts = parse_split(arguments.split.read_text(encoding="utf-8"))
+    public = {scene for scene, _, _ in parts}
+    cameras = {
+        scene: matrix
+        for scene, matrix in parse_cameras(arguments.cameras.read_text(encoding="utf-8")).items()
+        if scene in public
+    }
     errors = {
         scene: max_relative_error(matrix)
         for scene, matrix in progress_bar(
@@ -66,13 +71,11 @@ def main() -> None:
         "worst_scene": worst,
         "worst_relative_error": round(errors[worst], 4),
     }
-    if arguments.split is not None:
-        parts = parse_split(arguments.split.read_text(encoding="utf-8"))
-        frames = Counter(scene for (scene, _, _), part in parts.items() if part == "train")
-        over = sum(count for scene, count in frames.items() if errors.get(scene, math.nan) > 0.01)
-        totals["training_frames"] = sum(frames.values())
-        totals["training_frames_over_1_percent"] = over
-        totals["share_of_training_frames_over_1_percent"] = round(over / sum(frames.values()), 4)
+    frames = Counter(scene for (scene, _, _), part in parts.items() if part == "train")
+    over = sum(count for scene, count in frames.items() if errors[scene] > 0.01)
+    totals["training_frames"] = sum(frames.values())
+    totals["training_frames_over_1_percent"] = over
+    totals["share_of_training_frames_over_1_percent"] = round(over / sum(frames.values()), 4)
     FOLDER.mkdir(parents=True, exist_ok=True)
     with (FOLDER / "hypersim_geometry.csv").open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
