@@ -1,6 +1,6 @@
 """Writes ``values.json``: numbers that must not change unless somebody means to change them.
 
-``python tests/golden/generate.py`` after a change that is meant to move them; say why in the
+``python -m tests.golden.generate`` after a change that is meant to move them; say why in the
 changelog. Seeds stand in the code, versions in the file.
 """
 
@@ -14,34 +14,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from metricgold.config import ToyModelConfig
 from metricgold.data.procedural import render_scene
 from metricgold.diffusion import annealed_multires_noise
 from metricgold.geometry import hypersim_intrinsics, intrinsics_from_fov
-from metricgold.model import ModelSpec, random_toy_model
 from metricgold.pipeline import MetricGoldPipeline
+from tests.unit.toy import toy_model
 
 FILE = Path(__file__).with_name("values.json")
-TOY = ToyModelConfig(
-    vae_channels=(4, 8),
-    vae_layers=1,
-    unet_channels=(8, 16),
-    unet_layers=1,
-    attention_levels=(False, True),
-    attention_head_dim=8,
-    cross_attention_dim=8,
-    norm_groups=4,
-)
 
 
 def pipeline_values() -> list[float]:
     """Depth [m] of a fixed picture by a fixed random model: one step, a slice of nine."""
-    spec = ModelSpec(
-        depth_min_m=0.1, depth_max_m=80.0, num_inference_steps=1, processing_resolution=24
-    )
     picture = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)
-    model = random_toy_model(TOY, spec, seed=0)
-    depth = MetricGoldPipeline(model)(picture, fov_deg=60.0).prediction[0, ..., 0]
+    depth = MetricGoldPipeline(toy_model())(picture, fov_deg=60.0).prediction[0, ..., 0]
     return [float(v) for v in depth[::7, ::11].ravel()[:9]]
 
 
@@ -79,7 +64,7 @@ def values() -> dict[str, list[float]]:
 
 if __name__ == "__main__":
     content = {
-        "generator": "tests/golden/generate.py",
+        "generator": "python -m tests.golden.generate",
         "versions": {
             n: version(n).partition("+")[0] for n in ("torch", "diffusers", "numpy", "pillow")
         },

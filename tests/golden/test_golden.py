@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 
-HERE = Path(__file__).parent
-
-
-def _generator() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("golden_generate", HERE / "generate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from tests.golden import generate
 
 
 @pytest.fixture(scope="module")
 def fresh() -> dict[str, list[float]]:
-    return _generator().values()
+    return generate.values()
 
 
-RECORDED = json.loads((HERE / "values.json").read_text())["values"]
+RECORDED = json.loads(generate.FILE.read_text())["values"]
 
 
 @pytest.mark.parametrize("name", sorted(RECORDED))
