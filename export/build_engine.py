@@ -96,7 +96,7 @@ def _build_library(
         profile: Profile = {}
         if graphs.dynamic:
             profile = shape_profile(
-                COMPONENTS[name], engine_size, graphs.size_multiple, graphs.latent_factor
+                COMPONENTS[name], engine_size, graphs.size_multiple, graphs.grid
             )
         started = time.perf_counter()
         file = f"{library.name}/{name}.engine"

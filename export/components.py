@@ -18,6 +18,7 @@ from export.specs import (
     UNET_STEP,
     VAE_ENCODER,
     ComponentSpec,
+    LatentGrid,
     Precision,
     TensorSpec,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "COMPONENTS",
     "ComponentSpec",
     "DepthDecoder",
+    "LatentGrid",
     "Precision",
     "TensorSpec",
     "UNetStep",
@@ -47,7 +49,7 @@ _DTYPES = {Precision.FP32: torch.float32, Precision.FP16: torch.float16}
 
 
 class VAEEncoder(nn.Module):
-    """rgb [B, 3, H, W] in [-1, 1] to rgb_latent [B, 4, h, w], scaling factor included."""
+    """rgb [B, 3, H, W] in [-1, 1] to rgb_latent [B, C, h, w], scaling factor included."""
 
     def __init__(self, model: MetricGoldModel, precision: Precision = Precision.FP32) -> None:
         super().__init__()
@@ -55,11 +57,12 @@ class VAEEncoder(nn.Module):
         self.image_vae = _in_dtype(model.image_vae, self.dtype)
 
     def forward(self, rgb: Tensor) -> Tensor:
+        """rgb [B, 3, H, W] in [-1, 1] to rgb_latent [B, C, h, w]."""
         return encode(self.image_vae, rgb.to(self.dtype)).float()
 
 
 class UNetStep(nn.Module):
-    """Latents [B, 4, h, w], timestep int64 [B], fov features [B, 32] to velocity [B, 4, h, w].
+    """Latents [B, C, h, w], timestep int64 [B], fov features [B, 32] to velocity [B, C, h, w].
 
     The empty prompt's text embedding is a buffer of the graph.
     """
@@ -75,6 +78,7 @@ class UNetStep(nn.Module):
     def forward(
         self, rgb_latent: Tensor, noisy_depth_latent: Tensor, timestep: Tensor, fov: Tensor
     ) -> Tensor:
+        """Latents [B, C, h, w], timestep [B], FOV features [B, 32] to velocity [B, C, h, w]."""
         velocity = predict_velocity(
             self.unet,
             rgb_latent.to(self.dtype),
@@ -87,7 +91,7 @@ class UNetStep(nn.Module):
 
 
 class DepthDecoder(nn.Module):
-    """depth_latent [B, 4, h, w] to z-depth [B, 1, H, W] in metres.
+    """depth_latent [B, C, h, w] to z-depth [B, 1, H, W] in metres.
 
     Channel mean, clip to [-1, 1] and the exponential run in float32 even when the
     convolutions run in float16.
@@ -100,6 +104,7 @@ class DepthDecoder(nn.Module):
         self.codec: DepthCodec = model.spec.codec
 
     def forward(self, depth_latent: Tensor) -> Tensor:
+        """depth_latent [B, C, h, w] to depth [B, 1, H, W] in metres."""
         norm = decode_depth_norm(self.depth_vae, depth_latent.to(self.dtype))
         return self.codec.decode(norm)
 
@@ -120,13 +125,13 @@ def build_components(
 
 
 def example_inputs(
-    spec: ComponentSpec, size: tuple[int, int], factor: int, batch: int = 2, seed: int = 0
+    spec: ComponentSpec, size: tuple[int, int], grid: LatentGrid, batch: int = 2, seed: int = 0
 ) -> dict[str, Tensor]:
     """Random inputs of ``spec`` for pictures of ``size`` (height, width) pixels, by name."""
     generator = torch.Generator().manual_seed(seed)
     inputs: dict[str, Tensor] = {}
     for name, tensor in spec.inputs.items():
-        shape = tensor.shape(batch, *size, factor)
+        shape = tensor.shape(batch, *size, grid)
         if tensor.dtype == "int64":
             inputs[name] = torch.full(shape, LAST_TIMESTEP, dtype=torch.int64)
         elif name == "rgb":

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from export.manifest import MANIFEST_FILE, ExportError, read_json
-from export.specs import ComponentSpec
+from export.specs import ComponentSpec, LatentGrid
 from metricgold import files
 
 ENGINE_HINT = "run 'dvc repro export_trt' or 'python -m export.build_engine'"
@@ -65,7 +65,7 @@ def read_engine_manifest(folder: Path) -> EngineManifest:
 
 
 def shape_profile(
-    spec: ComponentSpec, engine_size: tuple[int, int], multiple: int, factor: int
+    spec: ComponentSpec, engine_size: tuple[int, int], multiple: int, grid: LatentGrid
 ) -> Profile:
     """Shapes an engine accepts around ``engine_size`` (height, width in pixels).
 
@@ -80,6 +80,6 @@ def shape_profile(
         "max": (high, high),
     }
     return {
-        name: {key: list(tensor.shape(1, *size, factor)) for key, size in sizes.items()}
+        name: {key: list(tensor.shape(1, *size, grid)) for key, size in sizes.items()}
         for name, tensor in spec.inputs.items()
     }

@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from export.specs import LatentGrid
 from metricgold import files
 from metricgold.depth_codec import DepthCodec
 from metricgold.errors import UserError
 
 MANIFEST_FILE = "manifest.json"
-FORMAT = 1
+FORMAT = 2
 EXPORT_HINT = "run 'dvc repro export_onnx' or 'python -m export.onnx_export'"
 
 
@@ -43,10 +44,12 @@ class GraphFile:
 
     @property
     def onnx_file(self) -> str:
+        """Name of the .onnx file itself."""
         return next(iter(self.files))
 
     @property
     def onnx_sha256(self) -> str:
+        """Hash of the .onnx file itself."""
         return self.files[self.onnx_file]
 
 
@@ -84,6 +87,7 @@ class Manifest:
     depth_max_m: float
     size_multiple: int
     latent_factor: int
+    latent_channels: int
     processing_resolution: int
     num_inference_steps: int
     fov: dict[str, Any]
@@ -96,7 +100,13 @@ class Manifest:
 
     @property
     def codec(self) -> DepthCodec:
+        """Depth in metres to the range of the networks and back."""
         return DepthCodec(self.depth_min_m, self.depth_max_m)
+
+    @property
+    def grid(self) -> LatentGrid:
+        """How the model's latents relate to the picture."""
+        return LatentGrid(factor=self.latent_factor, channels=self.latent_channels)
 
     def metadata(self) -> dict[str, Any]:
         """What each graph carries in its own metadata: all but the hashes of the graphs."""

@@ -53,7 +53,7 @@ def sample(
     table: SchedulerTable,
     num_inference_steps: int,
 ) -> Array:
-    """Deterministic DDIM for v-prediction from ``initial`` [B, 4, h, w] to the clean latent.
+    """Deterministic DDIM for v-prediction from ``initial`` [B, C, h, w] to the clean latent.
 
     ``z = sqrt(a) z_t - sqrt(1-a) v`` and ``e = sqrt(a) v + sqrt(1-a) z_t``; the next latent
     is ``sqrt(a') z + sqrt(1-a') e`` (Song et al. 2021 with eta 0; Salimans & Ho 2022).

@@ -32,7 +32,7 @@ from export.manifest import (
     sha256_of,
     sha256_of_folder,
 )
-from export.specs import COMPONENTS, ComponentSpec, Precision
+from export.specs import CHANNELS, COMPONENTS, Axis, ComponentSpec, Precision
 from metricgold.config import ExportConfig, ProfileConfig, load_config
 from metricgold.errors import run_cli
 from metricgold.files import replaced_folder
@@ -101,6 +101,7 @@ def _describe(model: MetricGoldModel, config: ExportConfig, checkpoint_sha256: s
         depth_max_m=float(spec.depth_max_m),
         size_multiple=model.size_multiple,
         latent_factor=vae_factor(model.image_vae),
+        latent_channels=model.image_vae.config.latent_channels,
         processing_resolution=spec.processing_resolution,
         num_inference_steps=spec.num_inference_steps,
         fov={
@@ -121,8 +122,8 @@ def _describe(model: MetricGoldModel, config: ExportConfig, checkpoint_sha256: s
             "output": "z-depth in metres; resize bilinearly in log-depth",
             "one_step_start": (
                 "noisy_depth_latent of a one-step model: channels x, y, x tan(fov_y/2) w/h, "
-                "y tan(fov_y/2) with x, y the cell centres in [-1, 1]; the last two are zeros "
-                "for an unknown field of view"
+                "y tan(fov_y/2) with x, y the cell centres in [-1, 1], both tangents zeros for "
+                "an unknown field of view; zeros in any further channel"
             ),
         },
         versions={
@@ -173,7 +174,7 @@ def _export_component(
     # A dynamic axis must not have length 1 in the example, or it is taken for a constant.
     batch, scale = (2, 2) if config.dynamic else (1, 1)
     size = (config.engine_size[0] * scale, config.engine_size[1] * scale)
-    inputs = example_inputs(spec, size, manifest.latent_factor, batch)
+    inputs = example_inputs(spec, size, manifest.grid, batch)
     shapes = tuple(t.dynamic_axes() for t in spec.inputs.values()) if config.dynamic else None
     try:
         with _quiet():
@@ -196,7 +197,7 @@ def _export_component(
     graph = program.model
     _make_reproducible(graph, manifest.metadata())
     if config.dynamic:
-        _name_axes(graph, spec)
+        _name_axes(graph, spec, manifest.latent_channels)
     return _save(graph, spec, folder)
 
 
@@ -218,12 +219,13 @@ def _make_reproducible(graph: onnx_ir.Model, metadata: dict[str, Any]) -> None:
         value.metadata_props.clear()
 
 
-def _name_axes(graph: onnx_ir.Model, spec: ComponentSpec) -> None:
+def _name_axes(graph: onnx_ir.Model, spec: ComponentSpec, channels: int) -> None:
     """Give the output the axis names of ``spec`` where the exporter wrote an expression."""
     (output,) = graph.graph.outputs
     suffix = "_out" if spec.output.latent != next(iter(spec.inputs.values())).latent else ""
-    names = [f"{a}{suffix}" if a in ("height", "width") else a for a in spec.output.axes]
-    output.shape = onnx_ir.Shape(names)
+    names: dict[Axis, Axis] = {a: f"{a}{suffix}" for a in ("height", "width")}
+    names[CHANNELS] = channels
+    output.shape = onnx_ir.Shape([names.get(axis, axis) for axis in spec.output.axes])
 
 
 def _save(graph: onnx_ir.Model, spec: ComponentSpec, folder: Path) -> GraphFile:

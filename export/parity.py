@@ -58,6 +58,7 @@ class Comparison:
 
     @property
     def passed(self) -> bool:
+        """Whether the figure that counts is within its limit."""
         return bool(getattr(self, self.figure) <= self.limit)
 
 
@@ -103,7 +104,7 @@ def compare_components(
     for name, module in build_components(model).items():
         spec = COMPONENTS[name]
         batch = 2 if manifest.dynamic else 1
-        inputs = example_inputs(spec, size, manifest.latent_factor, batch, seed=1)
+        inputs = example_inputs(spec, size, manifest.grid, batch, seed=1)
         with torch.no_grad():
             expected = module(*inputs.values()).numpy()
         actual = session.backend.run(name, {k: v.numpy() for k, v in inputs.items()})

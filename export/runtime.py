@@ -87,7 +87,7 @@ class DepthSession:
             ensemble_size: predictions from different noise, fused by the median in log-depth.
             processing_resolution: long side in pixels, 0 for the picture's own size.
             seed: of the initial noise (one step without an ensemble starts from the camera's rays).
-            initial_latents: [E, 4, h, w] in place of the seeded noise.
+            initial_latents: [E, C, h, w] in place of the seeded noise.
 
         Raises:
             InferenceError: an argument is out of range.
@@ -103,7 +103,7 @@ class DepthSession:
             rgb_latent = self.backend.run(VAE_ENCODER.name, {"rgb": image})
         if initial_latents is None and steps == 1 and ensemble_size == 1:
             known = np.array([math.nan if fov_deg is None else fov_deg])
-            initial_latents = geometry.ray_latent(known, rgb_latent.shape[-2:])
+            initial_latents = geometry.ray_latent(known, rgb_latent.shape[-2:], rgb_latent.shape[1])
         elif initial_latents is None:
             initial_latents = _noise((ensemble_size, *rgb_latent.shape[1:]), seed)
         fov = numpy_sampler.fov_features(fov_deg, self.manifest.fov)
@@ -237,7 +237,7 @@ def _open(name: str, folder: Path, engines: Path, manifest: Manifest) -> Backend
 
 
 def _noise(shape: tuple[int, ...], seed: int) -> Array:
-    """Gaussian initial latents [E, 4, h, w]."""
+    """Gaussian initial latents [E, C, h, w]."""
     return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
 
 

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 Axis = str | int
-"""A fixed length, or the name of an axis that may vary."""
+"""A fixed length, or the name of an axis whose length the picture or the model decides."""
+
+CHANNELS = "channels"
+"""The axis of a latent's channels: of one length in every graph of a model."""
 
 
 class Precision(StrEnum):
@@ -15,6 +18,19 @@ class Precision(StrEnum):
 
     FP32 = "fp32"
     FP16 = "fp16"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentGrid:
+    """How a model's latents relate to the picture.
+
+    Attributes:
+        factor: pixels a latent cell spans on each axis (8 for Stable Diffusion).
+        channels: of one latent (4 for Stable Diffusion).
+    """
+
+    factor: int
+    channels: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,19 +45,21 @@ class TensorSpec:
     dtype: str = "float32"
     latent: bool = False
 
-    def shape(self, batch: int, height: int, width: int, factor: int) -> tuple[int, ...]:
+    def shape(self, batch: int, height: int, width: int, grid: LatentGrid) -> tuple[int, ...]:
         """Concrete shape for a picture of ``height`` x ``width`` pixels."""
-        scale = factor if self.latent else 1
+        scale = grid.factor if self.latent else 1
         lengths: Mapping[str, int] = {
             "batch": batch,
             "height": height // scale,
             "width": width // scale,
+            CHANNELS: grid.channels,
         }
         return tuple(lengths[a] if isinstance(a, str) else a for a in self.axes)
 
     def dynamic_axes(self) -> dict[int, str]:
         """Index and name of every axis that may vary."""
-        return {i: a for i, a in enumerate(self.axes) if isinstance(a, str)}
+        named = {i: a for i, a in enumerate(self.axes) if isinstance(a, str)}
+        return {i: a for i, a in named.items() if a != CHANNELS}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,11 +79,12 @@ class ComponentSpec:
 
     @property
     def file(self) -> str:
+        """Name of the graph's file in an export folder."""
         return f"{self.name}.onnx"
 
 
 _TOLERANCE = {Precision.FP32: 1e-4, Precision.FP16: 2e-2}
-_LATENT = TensorSpec(axes=("batch", 4, "height", "width"), latent=True)
+_LATENT = TensorSpec(axes=("batch", CHANNELS, "height", "width"), latent=True)
 FOV_LENGTH = 32
 
 VAE_ENCODER = ComponentSpec(

@@ -79,6 +79,7 @@ class DatasetConfig(_Section):
 
     @property
     def enabled(self) -> bool:
+        """Whether the dataset takes part in the mixture."""
         return self.weight > 0
 
     @model_validator(mode="after")
@@ -117,7 +118,7 @@ class ToyModelConfig(_Section):
     attention_head_dim: PositiveInt
     cross_attention_dim: PositiveInt
     norm_groups: PositiveInt
-    latent_channels: PositiveInt = 4
+    latent_channels: Annotated[int, Field(ge=4)] = 4
 
 
 Precision = Literal["fp32", "bf16", "fp16"]

@@ -39,7 +39,7 @@ def _alpha_sigma(alphas_cumprod: Tensor, timesteps: Tensor) -> tuple[Tensor, Ten
 
 
 def add_noise(latent: Tensor, noise: Tensor, timesteps: Tensor, alphas_cumprod: Tensor) -> Tensor:
-    """``z_t`` [B, 4, h, w] from clean latent and noise at integer timesteps [B]."""
+    """``z_t`` [B, C, h, w] from clean latent and noise at integer timesteps [B]."""
     alpha, sigma = _alpha_sigma(alphas_cumprod, timesteps)
     return alpha * latent + sigma * noise
 
@@ -47,7 +47,7 @@ def add_noise(latent: Tensor, noise: Tensor, timesteps: Tensor, alphas_cumprod: 
 def velocity_target(
     latent: Tensor, noise: Tensor, timesteps: Tensor, alphas_cumprod: Tensor
 ) -> Tensor:
-    """``v`` [B, 4, h, w], what the U-Net predicts."""
+    """``v`` [B, C, h, w], what the U-Net predicts."""
     alpha, sigma = _alpha_sigma(alphas_cumprod, timesteps)
     return alpha * noise - sigma * latent
 
@@ -86,7 +86,7 @@ def sample(
     scheduler: DDIMScheduler,
     num_inference_steps: int,
 ) -> Tensor:
-    """Deterministic DDIM from ``initial`` [B, 4, h, w] to the clean depth latent.
+    """Deterministic DDIM from ``initial`` [B, C, h, w] to the clean depth latent.
 
     Args:
         predict_velocity: (noisy latent, timestep [scalar tensor]) to velocity.

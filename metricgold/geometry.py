@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.floating]
 
+RAY_CHANNELS = 4
+"""How many channels of :func:`ray_latent` say something."""
+
 
 def make_intrinsics(
     focal_x_px: float, focal_y_px: float, centre_x_px: float, centre_y_px: float
@@ -117,18 +120,26 @@ def hypersim_intrinsics(
     return intrinsics / intrinsics[2, 2], rotation
 
 
-def ray_latent(fov_y_deg: Array, size: tuple[int, int]) -> NDArray[np.float32]:
-    """What the one-step model starts from in place of noise: [B, 4, h, w], a picture of the camera.
+def ray_latent(
+    fov_y_deg: Array, size: tuple[int, int], channels: int = RAY_CHANNELS
+) -> NDArray[np.float32]:
+    """What the one-step model starts from in place of noise: [B, C, h, w], a picture of the camera.
 
     At t = 999 with zero terminal SNR the noisy latent says nothing of the depth, so its
-    four channels are free: the first two hold the position in [-1, 1] (x, y), the other
-    two the ray's tangents ``x tan(fov_x/2)`` and ``y tan(fov_y/2)``, zeros for an unknown
-    camera (NaN). The principal point is taken to be the centre.
+    channels are free: the first two hold the position in [-1, 1] (x, y), the next two the
+    ray's tangents ``x tan(fov_x/2)`` and ``y tan(fov_y/2)``, zeros for an unknown camera
+    (NaN); the rest are zeros. The principal point is taken to be the centre.
 
     Args:
         fov_y_deg: vertical fields of view [B] in degrees, NaN where unknown.
         size: latent height and width; cells are taken to be square.
+        channels: C, that of the VAE's latent; 4 or more.
+
+    Raises:
+        ValueError: too few channels.
     """
+    if channels < RAY_CHANNELS:
+        raise ValueError(f"a ray latent needs {RAY_CHANNELS} channels or more, got {channels}")
     height, width = size
     y, x = np.meshgrid(
         (np.arange(height) + 0.5) * (2.0 / height) - 1.0,
@@ -137,7 +148,7 @@ def ray_latent(fov_y_deg: Array, size: tuple[int, int]) -> NDArray[np.float32]:
     )
     tangent = np.nan_to_num(np.tan(np.radians(np.asarray(fov_y_deg, np.float64)) / 2.0))
     t = tangent[:, None, None]
-    still = np.ones_like(t)
-    return np.stack([x * still, y * still, x * t * (width / height), y * t], axis=1).astype(
-        np.float32
-    )
+    rays = np.zeros((len(t), channels, height, width), np.float32)
+    rays[:, 0], rays[:, 1] = x, y
+    rays[:, 2], rays[:, 3] = x * t * (width / height), y * t
+    return rays

@@ -59,6 +59,7 @@ class ModelSpec:
 
     @property
     def codec(self) -> DepthCodec:
+        """Depth in metres to the range of the networks and back."""
         return DepthCodec(self.depth_min_m, self.depth_max_m)
 
 
@@ -85,7 +86,7 @@ def build_toy_vae(config: ToyModelConfig) -> AutoencoderKL:
 
 
 def build_toy_unet(config: ToyModelConfig) -> UNet2DConditionModel:
-    """Text-to-image U-Net (4 input channels), FOV embedding included, before widening."""
+    """Text-to-image U-Net of C latent channels, FOV embedding included, before widening."""
     attends = config.attention_levels
     if len(attends) != len(config.unet_channels):
         raise ValueError(
@@ -120,22 +121,25 @@ def zero_fov_output(unet: UNet2DConditionModel) -> None:
 
 
 def widen_conv_in(unet: UNet2DConditionModel) -> UNet2DConditionModel:
-    """conv_in from 4 to 8 channels, order [rgb_latent, depth_latent], in place.
+    """conv_in from C to 2 C channels, order [rgb_latent, depth_latent], in place.
 
     The weights are repeated twice and halved: fed the same latent twice, the network
     gives what it gave before. Source: Marigold.
     """
-    old = unet.conv_in
-    if old.in_channels == 8:
+    old, channels = unet.conv_in, unet.config.out_channels
+    if old.in_channels == 2 * channels:
         return unet
-    if old.in_channels != 4:
-        raise CheckpointError(f"U-Net takes {old.in_channels} channels; 4 or 8 expected")
-    new = nn.Conv2d(8, old.out_channels, old.kernel_size, old.stride, old.padding)
+    if old.in_channels != channels:
+        raise CheckpointError(
+            f"U-Net takes {old.in_channels} channels and gives {channels}; "
+            f"{channels} or {2 * channels} expected"
+        )
+    new = nn.Conv2d(2 * channels, old.out_channels, old.kernel_size, old.stride, old.padding)
     new.weight = nn.Parameter(old.weight.detach().repeat(1, 2, 1, 1) * 0.5)
     assert old.bias is not None
     new.bias = nn.Parameter(old.bias.detach().clone())
     unet.conv_in = new
-    unet.register_to_config(in_channels=8)
+    unet.register_to_config(in_channels=2 * channels)
     return unet
 
 
@@ -152,9 +156,9 @@ def fov_features(fov_y_deg: Tensor) -> Tensor:
 
 
 def one_step_start(fov_y_deg: Tensor, rgb_latent: Tensor) -> Tensor:
-    """What one step starts from in place of noise, [B, 4, h, w]: ``geometry.ray_latent``."""
-    height, width = rgb_latent.shape[-2:]
-    rays = ray_latent(fov_y_deg.detach().cpu().double().numpy(), (height, width))
+    """What one step starts from in place of noise, [B, C, h, w]: ``geometry.ray_latent``."""
+    channels, height, width = rgb_latent.shape[-3:]
+    rays = ray_latent(fov_y_deg.detach().cpu().double().numpy(), (height, width), channels)
     return torch.from_numpy(rays).to(rgb_latent)
 
 
@@ -169,17 +173,17 @@ def size_multiple(vae: AutoencoderKL, unet: UNet2DConditionModel) -> int:
 
 
 def encode(vae: AutoencoderKL, image: Tensor) -> Tensor:
-    """Picture [B, 3, H, W] in [-1, 1] to latent [B, 4, h, w]: posterior mean x scaling factor."""
+    """Picture [B, 3, H, W] in [-1, 1] to latent [B, C, h, w]: posterior mean x scaling factor."""
     return vae.encode(image).latent_dist.mean * vae.config.scaling_factor
 
 
 def encode_depth_norm(depth_vae: AutoencoderKL, depth_norm: Tensor) -> Tensor:
-    """depth_norm [B, 1, H, W] in [-1, 1] to depth latent [B, 4, h, w]."""
+    """depth_norm [B, 1, H, W] in [-1, 1] to depth latent [B, C, h, w]."""
     return encode(depth_vae, depth_norm.expand(-1, 3, -1, -1))
 
 
 def decode_depth_norm(depth_vae: AutoencoderKL, depth_latent: Tensor) -> Tensor:
-    """Depth latent [B, 4, h, w] to depth_norm [B, 1, H, W], float32 channel mean, *not* clipped."""
+    """Depth latent [B, C, h, w] to depth_norm [B, 1, H, W], float32 channel mean, *not* clipped."""
     decoded = depth_vae.decode(depth_latent / depth_vae.config.scaling_factor).sample
     return decoded.float().mean(dim=1, keepdim=True)
 
@@ -192,8 +196,8 @@ def predict_velocity(
     empty_text_embed: Tensor,
     fov: Tensor,
 ) -> Tensor:
-    """Velocity [B, 4, h, w] from the two latents, timesteps [B] or scalar, FOV features [B, 32]."""
-    unet_input = torch.cat([rgb_latent, noisy_depth_latent], dim=1)  # [B, 8, h, w], rgb first
+    """Velocity [B, C, h, w] from the two latents, timesteps [B] or scalar, FOV features [B, 32]."""
+    unet_input = torch.cat([rgb_latent, noisy_depth_latent], dim=1)  # [B, 2 C, h, w], rgb first
     text = empty_text_embed.to(unet_input.dtype).expand(unet_input.shape[0], -1, -1)
     out = unet(unet_input, timesteps, text, class_labels=fov.to(unet_input.dtype))
     return out.sample
@@ -215,6 +219,7 @@ class MetricGoldModel:
 
     @property
     def size_multiple(self) -> int:
+        """What height and width in pixels must be multiples of."""
         return size_multiple(self.image_vae, self.unet)
 
     def eval(self) -> MetricGoldModel:

@@ -29,7 +29,7 @@ class DepthOutput:
     Attributes:
         prediction: float32 [N, H, W, 1], z-depth in metres.
         uncertainty: float32 [N, H, W, 1] in metres (ensembles only), else None.
-        latent: depth latents [N, 4, h, w] on request, else None.
+        latent: depth latents [N, C, h, w] on request, else None.
     """
 
     prediction: NDArray[np.float32]

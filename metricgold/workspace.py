@@ -26,14 +26,17 @@ class Workspace:
 
     @property
     def base_model(self) -> Path:
+        """The base model: image VAE, text-to-image U-Net, empty prompt."""
         return self.root / "artifacts" / "base_model"
 
     @property
     def depth_vae(self) -> Path:
+        """The fine-tuned depth VAE."""
         return self.root / "artifacts" / "depth_vae"
 
     @property
     def latents(self) -> Path:
+        """The latent cache, one HDF5 file a dataset."""
         return self.root / "artifacts" / "latents"
 
     @property
@@ -48,14 +51,17 @@ class Workspace:
 
     @property
     def onnx(self) -> Path:
+        """Exported graphs and their manifest."""
         return self.root / "artifacts" / "onnx"
 
     @property
     def engines(self) -> Path:
+        """TensorRT engines and their manifest."""
         return self.root / "artifacts" / "engines"
 
     @property
     def report(self) -> Path:
+        """The HTML report."""
         return self.root / "artifacts" / "report"
 
     @property

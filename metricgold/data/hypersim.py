@@ -105,6 +105,7 @@ class Hypersim(Dataset):
     metadata_urls = METADATA_URLS
 
     def remote_files(self, config: DatasetConfig, read: ReadMetadata) -> list[RemoteFile]:
+        """The metadata CSVs and one zip a scene: see ``Dataset``."""
         files = [RemoteFile(path, urls=urls) for path, urls in METADATA_URLS.items()]
         scenes: dict[str, list[str]] = defaultdict(list)
         for scene, camera, frame in sorted(parse_split(read(SPLIT_CSV).decode())):
@@ -121,6 +122,7 @@ class Hypersim(Dataset):
         return files
 
     def frames(self, raw: Path, config: DatasetConfig) -> list[FrameRef]:
+        """Frames with colour and depth, by the official split: see ``Dataset``."""
         cameras = parse_cameras((raw / CAMERA_CSV).read_text(encoding="utf-8"))
         split = parse_split((raw / SPLIT_CSV).read_text(encoding="utf-8"))
         refs = []
@@ -149,6 +151,7 @@ class Hypersim(Dataset):
     def decode(
         self, ref: FrameRef, rgb_bytes: bytes, depth_bytes: bytes, depth_max_m: float
     ) -> Frame:
+        """Tone-mapped colour, z-depth from ray distance, the scene's own K: see ``Dataset``."""
         ray_distance = read_hdf5(depth_bytes).astype(np.float64)  # [H, W], NaN: nothing there
         radiance = read_hdf5(rgb_bytes)  # [H, W, 3]
         matrix = np.array(ref.camera).reshape(3, 3)

@@ -56,6 +56,7 @@ class MirrorServer:
 
     @property
     def url(self) -> str:
+        """Address of the folder served; RuntimeError when the server does not run."""
         if self._server is None:
             raise RuntimeError("the mirror server is not running")
         return f"http://127.0.0.1:{self._server.server_address[1]}"
@@ -109,6 +110,7 @@ class MirrorServer:
 
     @property
     def faults(self) -> Faults:
+        """What the server does wrong on purpose."""
         return self._faults
 
 

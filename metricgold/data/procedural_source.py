@@ -59,6 +59,7 @@ class World:
 
     @property
     def matrix(self) -> NDArray[np.float64]:
+        """K [3, 3] in pixels."""
         return np.array(self.intrinsics).reshape(3, 3)
 
 

@@ -46,4 +46,5 @@ class Frame:
 
     @property
     def valid_ratio(self) -> float:
+        """Share of valid pixels, 0 to 1."""
         return float(self.valid_mask.mean())

@@ -55,6 +55,7 @@ class TartanAir(Dataset):
     name = "tartanair"
 
     def remote_files(self, config: DatasetConfig, read: ReadMetadata) -> list[RemoteFile]:
+        """Two zips an environment and difficulty: see ``Dataset``."""
         folders = [f"{e}/{d}" for e in ENVIRONMENTS for d in DIFFICULTIES]
         return [
             RemoteFile(f"{folder}/{kind}_left.zip")
@@ -64,6 +65,7 @@ class TartanAir(Dataset):
         ]
 
     def frames(self, raw: Path, config: DatasetConfig) -> list[FrameRef]:
+        """Frames of the left camera that have depth: see ``Dataset``."""
         refs = []
         for path in sorted(raw.glob("*/*/image_left.zip")):
             depth_path = path.with_name("depth_left.zip")
@@ -93,6 +95,7 @@ class TartanAir(Dataset):
     def decode(
         self, ref: FrameRef, rgb_bytes: bytes, depth_bytes: bytes, depth_max_m: float
     ) -> Frame:
+        """Colour and z-depth in metres, the one camera of the dataset: see ``Dataset``."""
         rgb = np.asarray(Image.open(io.BytesIO(rgb_bytes)).convert("RGB"))
         depth = np.load(io.BytesIO(depth_bytes), allow_pickle=False).astype(np.float32)
         finite = np.isfinite(depth)

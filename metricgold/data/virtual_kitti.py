@@ -60,9 +60,11 @@ class VirtualKitti(Dataset):
     name = "virtual_kitti"
 
     def remote_files(self, config: DatasetConfig, read: ReadMetadata) -> list[RemoteFile]:
+        """The three tars: see ``Dataset``."""
         return [RemoteFile(TEXT_TAR), RemoteFile(RGB_TAR), RemoteFile(DEPTH_TAR)]
 
     def frames(self, raw: Path, config: DatasetConfig) -> list[FrameRef]:
+        """Frames with colour, depth and intrinsics: see ``Dataset``."""
         depth_parts = {
             m.name[m.name.find("Scene") :]: Part(DEPTH_TAR, m.name, m.offset, m.size)
             for m in tar_index(raw / DEPTH_TAR)
@@ -94,6 +96,7 @@ class VirtualKitti(Dataset):
     def decode(
         self, ref: FrameRef, rgb_bytes: bytes, depth_bytes: bytes, depth_max_m: float
     ) -> Frame:
+        """Colour and z-depth (centimetres in the file), the frame's own K: see ``Dataset``."""
         rgb = np.asarray(Image.open(io.BytesIO(rgb_bytes)).convert("RGB"))
         centimetres = np.asarray(Image.open(io.BytesIO(depth_bytes))).astype(np.uint16)
         depth = centimetres.astype(np.float32) / 100.0

@@ -35,7 +35,7 @@ def vae_round_trip(
         part = slice(start, start + batch_size)
         norm = codec.encode(depth[part])
         norm = torch.where(valid_mask[part], norm, torch.ones_like(norm)).to(parameter)
-        latent = encode_depth_norm(depth_vae, norm)  # [B, 4, h, w]
+        latent = encode_depth_norm(depth_vae, norm)  # [B, C, h, w]
         decoded.append(codec.decode(decode_depth_norm(depth_vae, latent)).cpu())
     return torch.cat(decoded)
 

@@ -57,6 +57,7 @@ class Run:
 
     @property
     def fingerprint(self) -> str:
+        """Hash of all that decides the run: a checkpoint of another run is not resumed."""
         text = f"{self.name}|{self.seed}|{self.optimizer.model_dump_json()}|{self.identity}"
         return hashlib.sha256(text.encode()).hexdigest()
 

@@ -40,7 +40,7 @@ CURVES = {"latent": "train_one_step_latent.csv", "depth": "train_one_step.csv"}
 
 
 def predict_depth_latent(model: MetricGoldModel, rgb_latent: Tensor, fov_y_deg: Tensor) -> Tensor:
-    """One step at t = 999 from the camera's rays: clean depth latent [B, 4, h, w], with gradients.
+    """One step at t = 999 from the camera's rays: clean depth latent [B, C, h, w], with gradients.
 
     ``fov_y_deg`` [B] holds NaN where the camera is unknown.
     """

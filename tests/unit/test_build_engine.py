@@ -29,7 +29,7 @@ from export.manifest import (
     sha256_of,
 )
 from export.runtime import DepthSession, open_session
-from export.specs import COMPONENTS, UNET_STEP, VAE_ENCODER
+from export.specs import COMPONENTS, UNET_STEP, VAE_ENCODER, LatentGrid
 from export.trt_library import TENSORRT_RTX, TrtLibrary
 from metricgold.workspace import Workspace
 
@@ -115,9 +115,11 @@ def test_command_line_fails_for_a_library_asked_for_in_vain(
 
 
 def test_profile_covers_every_orientation_at_the_engines_long_side() -> None:
-    profile = shape_profile(VAE_ENCODER, (64, 96), multiple=16, factor=4)
+    profile = shape_profile(
+        VAE_ENCODER, (64, 96), multiple=16, grid=LatentGrid(factor=4, channels=4)
+    )
     assert profile == {"rgb": {"min": [1, 3, 32, 32], "opt": [1, 3, 64, 96], "max": [1, 3, 96, 96]}}
-    latent = shape_profile(UNET_STEP, (64, 96), multiple=16, factor=4)
+    latent = shape_profile(UNET_STEP, (64, 96), multiple=16, grid=LatentGrid(factor=4, channels=4))
     assert latent["rgb_latent"]["opt"] == [1, 4, 16, 24]
     assert latent["timestep"] == {"min": [1], "opt": [1], "max": [1]}
 
@@ -143,7 +145,7 @@ def written_engines(exported: Workspace, tmp_path: Path) -> Path:
             bytes=path.stat().st_size,
             seconds=0.1,
             onnx_sha256=graph.onnx_sha256,
-            profile=shape_profile(COMPONENTS[name], SIZE, 4, 2),
+            profile=shape_profile(COMPONENTS[name], SIZE, 4, LatentGrid(factor=2, channels=4)),
         )
     EngineManifest(builds={"tensorrt-rtx": build}, not_built={"tensorrt": NO_DRIVER}).write(folder)
     return folder

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from toy import toy_model
+from toy import SPEC, TOY, toy_model
 
 from export import onnx_export
 from export.components import build_components, example_inputs
@@ -20,12 +20,27 @@ from export.manifest import ExportError, read_manifest, sha256_of, verify_graphs
 from export.onnx_export import METADATA_KEY, check_sizes, export_checkpoint
 from export.parity import ParityError, run
 from export.runtime import InferenceError, open_session
-from export.specs import COMPONENTS, DEPTH_DECODER, UNET_STEP, VAE_ENCODER, Precision
+from export.specs import (
+    CHANNELS,
+    COMPONENTS,
+    DEPTH_DECODER,
+    UNET_STEP,
+    VAE_ENCODER,
+    LatentGrid,
+    Precision,
+)
 from metricgold.config import ExportConfig, ProfileConfig, load_config
-from metricgold.model import CheckpointError, decode_depth_norm, encode, predict_velocity
+from metricgold.model import (
+    CheckpointError,
+    decode_depth_norm,
+    encode,
+    predict_velocity,
+    random_toy_model,
+)
 from metricgold.workspace import Workspace
 
 ROOT = Path(__file__).parents[2]
+GRID = LatentGrid(factor=2, channels=4)
 
 
 def profile(export: ExportConfig) -> ProfileConfig:
@@ -36,7 +51,7 @@ def profile(export: ExportConfig) -> ProfileConfig:
 def test_modules_equal_the_models_functions() -> None:
     model = toy_model(fov_matters=True)
     modules = build_components(model)
-    inputs = {n: example_inputs(s, (8, 12), 2) for n, s in COMPONENTS.items()}
+    inputs = {n: example_inputs(s, (8, 12), GRID) for n, s in COMPONENTS.items()}
     rgb = inputs[VAE_ENCODER.name]["rgb"]
     torch.testing.assert_close(modules[VAE_ENCODER.name](rgb), encode(model.image_vae, rgb))
     step = inputs[UNET_STEP.name]
@@ -67,7 +82,7 @@ def test_decoder_gives_metres_inside_the_codecs_range() -> None:
 @pytest.mark.parametrize("name", list(COMPONENTS))
 def test_half_precision_stays_close_and_keeps_float32_outside(name: str) -> None:
     model = toy_model(fov_matters=True)
-    inputs = example_inputs(COMPONENTS[name], (8, 12), 2).values()
+    inputs = example_inputs(COMPONENTS[name], (8, 12), GRID).values()
     full = build_components(model)[name](*inputs)
     half = build_components(model, Precision.FP16)[name](*inputs)
     assert half.dtype == torch.float32
@@ -84,9 +99,9 @@ def test_graphs_are_named_dynamic_and_carry_the_manifest(exported: Workspace, na
     assert [i.name for i in model.graph.input] == list(spec.inputs)
     assert [o.name for o in model.graph.output] == [spec.output_name]
     first = model.graph.input[0].type.tensor_type.shape.dim
-    assert [d.dim_param or d.dim_value for d in first] == list(
-        next(iter(spec.inputs.values())).axes
-    )
+    axes = next(iter(spec.inputs.values())).axes
+    expected = [GRID.channels if axis == CHANNELS else axis for axis in axes]
+    assert [d.dim_param or d.dim_value for d in first] == expected
     metadata = {p.key: p.value for p in model.metadata_props}
     expected = json.loads(json.dumps(manifest.metadata()))
     assert json.loads(metadata[METADATA_KEY]) == expected
@@ -98,7 +113,7 @@ def test_manifest_says_what_a_runtime_needs(exported: Workspace) -> None:
     manifest = read_manifest(exported.onnx)
     assert (manifest.depth_min_m, manifest.depth_max_m) == (0.1, 80.0)
     assert manifest.size_multiple == 4
-    assert manifest.latent_factor == 2
+    assert manifest.grid == GRID
     assert manifest.num_inference_steps == 1
     assert set(manifest.versions) == {"torch", "onnx", "onnxscript"}
     for graph in manifest.components.values():
@@ -171,6 +186,21 @@ def test_graphs_of_another_checkpoint_are_refused(
     shutil.copytree(exported.onnx, ws.onnx)
     with pytest.raises(ParityError, match="another checkpoint"):
         run(profile(export_config), ws)
+
+
+def test_latents_of_another_width_are_exported_and_run(
+    export_config: ExportConfig, tmp_path: Path
+) -> None:
+    """Newer autoencoders have 16 channels: all three graphs and the rays follow the checkpoint."""
+    ws = Workspace(tmp_path)
+    wide = TOY.model_copy(update={"latent_channels": 6})
+    random_toy_model(wide, SPEC).save_pretrained(ws.model)
+    manifest = export_checkpoint(ws.model, ws.onnx, export_config)
+    assert manifest.grid == LatentGrid(factor=2, channels=6)
+    assert manifest.components[VAE_ENCODER.name].output == {
+        "rgb_latent": ["batch", 6, "height_out", "width_out"]
+    }
+    assert all(c.passed for c in run(profile(export_config), ws))
 
 
 def test_static_export_with_fallback_opset_and_weights_beside_the_graph(

@@ -170,6 +170,15 @@ def test_ray_latent_by_hand() -> None:
     np.testing.assert_allclose(rays[0, :, 1, 1], [-0.25, 0.5, -0.5, 0.5], atol=1e-6)
 
 
+def test_ray_latent_fills_up_with_zeros_and_needs_four_channels() -> None:
+    wide = geo.ray_latent(np.array([50.0, math.nan]), (3, 5), channels=16)
+    assert wide.shape == (2, 16, 3, 5)
+    np.testing.assert_array_equal(wide[:, :4], geo.ray_latent(np.array([50.0, math.nan]), (3, 5)))
+    assert (wide[:, 4:] == 0).all()
+    with pytest.raises(ValueError, match="4 channels or more, got 3"):
+        geo.ray_latent(np.array([50.0]), (3, 5), channels=3)
+
+
 def test_ray_latent_of_an_unknown_camera() -> None:
     unknown, known = geo.ray_latent(np.array([math.nan, 60.0]), (3, 5))
     assert (unknown[2:] == 0).all()

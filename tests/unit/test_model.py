@@ -60,8 +60,9 @@ def test_widened_unet_fed_twice_equals_the_original() -> None:
 
 
 def test_widening_refuses_another_unet() -> None:
-    unet = build_toy_unet(TOY.model_copy(update={"latent_channels": 3}))
-    with pytest.raises(CheckpointError, match="3 channels"):
+    unet = widen_conv_in(build_toy_unet(TOY))
+    unet.conv_in = torch.nn.Conv2d(9, 8, 3)
+    with pytest.raises(CheckpointError, match="takes 9 channels and gives 4; 4 or 8 expected"):
         widen_conv_in(unet)
 
 
