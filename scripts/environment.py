@@ -43,16 +43,18 @@ def chosen_extras(text: str) -> str:
 
 
 def fingerprint(extras: str) -> str:
-    """Extras and a hash of everything that decides what is installed."""
-    digest = hashlib.sha256(sys.version.encode())
+    """Extras, a hash of the interpreter, and one of the files that decide what is installed."""
+    interpreter = hashlib.sha256(f"{sys.version} {sys.base_prefix}".encode())
+    files = hashlib.sha256()
     for name in ("pyproject.toml", str(LOCK)):
-        digest.update((ROOT / name).read_bytes())
-    return f"{extras} {digest.hexdigest()}"
+        files.update((ROOT / name).read_bytes())
+    return f"{extras} {interpreter.hexdigest()} {files.hexdigest()}"
 
 
-def install(extras: str, before: str) -> None:
-    """Install into ``.venv``; made anew when it held other extras, which could contradict."""
-    clear = not before or before.split()[0] != extras
+def install(extras: str, wanted: str, before: str) -> None:
+    """Install into ``.venv``; made anew when it held other extras, which could contradict, or
+    was another interpreter's, whose standard library would be mixed with this one's."""
+    clear = before.split()[:2] != wanted.split()[:2]
     print(f"installing .venv with {ALWAYS},{extras} from {LOCK} (a few minutes)", flush=True)
     STAMP.unlink(missing_ok=True)
     venv.EnvBuilder(with_pip=True, clear=clear, symlinks=True).create(VENV)
@@ -82,7 +84,7 @@ def main() -> None:
     wanted = fingerprint(extras)
     before = STAMP.read_text(encoding="utf-8") if STAMP.is_file() else ""
     if wanted != before:
-        install(extras, before)
+        install(extras, wanted, before)
         STAMP.write_text(wanted, encoding="utf-8")
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import csv
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +132,20 @@ def test_hypersim_cameras(real_samples: Path) -> None:
     assert (error < 2.0).sum() == 196
     skew = max(abs(hypersim_intrinsics(cameras[s])[0][0, 1]) for s in public)
     assert 14 < skew < 17
+
+
+@pytest.mark.slow
+def test_published_errors_of_the_nominal_camera_are_reproduced(
+    real_samples: Path, tmp_path: Path
+) -> None:
+    root = Path(__file__).parents[2]
+    script = [sys.executable, str(root / "scripts/hypersim_geometry.py")]
+    csvs = [str(real_samples / CAMERAS), str(real_samples / SPLIT)]
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    subprocess.run([*script, *csvs], cwd=tmp_path, env=environment, check=True, timeout=600)
+    for name in ("hypersim_geometry.json", "hypersim_geometry.csv"):
+        published = root / "docs" / "benchmarks" / name
+        assert (tmp_path / "docs/benchmarks" / name).read_text() == published.read_text()
 
 
 def test_hypersim_split(real_samples: Path) -> None:
