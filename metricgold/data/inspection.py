@@ -141,7 +141,7 @@ def _problem(reader: ShardReader, index: int, stored_ratio: float) -> str:
         frame: Frame = reader[index]
     except ShardError as error:
         return str(error).partition(f"frame {reader.keys[index]} ")[2] or str(error)
-    except (OSError, ValueError) as error:  # the CRC fits, but what was written is no picture
+    except Exception as error:  # no picture though the CRC fits, or damaged tables of HDF5's
         return f"cannot be decoded ({error})"
     if frame.rgb.shape[:2] != frame.depth.shape:
         return f"has a picture of {frame.rgb.shape[:2]} and depth of {frame.depth.shape} pixels"
@@ -154,12 +154,14 @@ def _problem(reader: ShardReader, index: int, stored_ratio: float) -> str:
 @contextmanager
 def _groups(path: Path) -> Iterator[dict[str, h5py.Group]]:
     """Scene to its group, in the order of the frames; HDF5's errors become ours."""
-    reader = ShardReader([path])
-    scenes = dict.fromkeys(reader.scene_of(i) for i in range(len(reader)))
     try:
+        reader = ShardReader([path])
+        scenes = dict.fromkeys(reader.scene_of(i) for i in range(len(reader)))
         with h5py.File(path, "r", locking=False) as file:
             yield {scene: file[scene] for scene in scenes}
-    except (OSError, KeyError, RuntimeError) as error:
+    except ShardError:
+        raise
+    except Exception as error:  # damaged tables of HDF5's make h5py raise whatever it meets
         raise ShardError(f"{path}: damaged ({error}); run the stage 'preprocess' again") from None
 
 

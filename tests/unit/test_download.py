@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from made_zip import made_zip
+from served import logged
 
 from metricgold.config import DatasetConfig, ProfileConfig
 from metricgold.data import download, preprocess, source
@@ -74,7 +75,7 @@ def test_a_rerun_fetches_only_what_is_not_whole(stage, serve) -> None:
     damaged.write_bytes(data[:-1] + b"?")
     faults = Faults()
     again = run(serve(faults).url)
-    fetched = [entry[1] for entry in faults.log if entry[0] == "GET"]
+    fetched = [entry[1] for entry in logged(faults) if entry[0] == "GET"]
     assert fetched == ["/office/Hard/depth_left.zip"]
     assert [e["sha256"] for e in again["files"]] == [e["sha256"] for e in first["files"]]
 

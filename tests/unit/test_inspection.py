@@ -9,7 +9,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner
@@ -89,6 +89,7 @@ def test_a_flipped_bit_in_any_table_is_named(folder: Path) -> None:
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(at=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), cut=st.booleans())
+@example(at=0.5, bit=0, cut=False)
 def test_damage_anywhere_is_found_or_harmless(folder: Path, at: float, bit: int, cut: bool) -> None:
     """Whatever byte is hit, also of HDF5's own tables: a message, or the very same frames."""
     content = bytearray(shard(folder).read_bytes())
