@@ -84,6 +84,7 @@ def exit_on_sigterm() -> None:
     """Turn SIGTERM into ``SystemExit`` and end the worker processes of this one."""
 
     def leave(number: int, frame: object) -> None:
+        signal.signal(number, signal.SIG_IGN)  # what leaves is not to be interrupted again
         for child in multiprocessing.active_children():
             child.terminate()
         sys.exit(128 + number)
@@ -192,7 +193,6 @@ def supervise(command: Sequence[str]) -> int:
         process = subprocess.Popen(command)
         return process.wait()
     except _Ended:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         os.killpg(0, signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             if process is not None:
@@ -206,6 +206,9 @@ class _Ended(BaseException):
 
 
 def _raise_ended(number: int, frame: object) -> None:
+    # One exception only: several SIGTERMs may come at once, as Linux sends PDEATHSIG for each
+    # thread of a dying parent, and a second one would break off the killing.
+    signal.signal(number, signal.SIG_IGN)
     raise _Ended
 
 

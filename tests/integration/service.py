@@ -67,13 +67,13 @@ def wait_for(condition: Callable[[], object], timeout_s: float, what: str) -> No
         time.sleep(0.2)
 
 
-def living(marker: str) -> list[int]:
-    """Processes with ``marker`` in their command line or working folder."""
+def living(*markers: str) -> list[int]:
+    """Processes with every marker in their command line or working folder."""
     found = []
     for process in psutil.process_iter(["pid", "status", "cmdline", "cwd"]):
         info = process.info
         text = " ".join([*(info["cmdline"] or []), info["cwd"] or ""])
-        if marker in text and info["status"] != psutil.STATUS_ZOMBIE:
+        if all(marker in text for marker in markers) and info["status"] != psutil.STATUS_ZOMBIE:
             found.append(int(info["pid"]))
     return found
 

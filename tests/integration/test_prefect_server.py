@@ -114,12 +114,17 @@ def check_refusals(served: Served) -> None:
     assert "cannot apply setps=7" in served.text()
 
 
+def stage(served: Served) -> list[int]:
+    """The processes that the slow pipeline's stage waits for."""
+    return living("sleep 7531", str(served.folder))
+
+
 def check_cancel(served: Served) -> None:
     """``prefect flow-run cancel`` ends the stage and everything it started."""
     run_id = started(served)
-    wait_for(lambda: len(living("sleep 7531")) >= 2, 60, f"stage running\n{served.text()}")
+    wait_for(lambda: len(stage(served)) >= 2, 60, f"stage running\n{served.text()}")
     run(command("prefect"), "flow-run", "cancel", run_id, cwd=served.folder, env=served.env)
-    wait_for(lambda: not living("sleep 7531"), 60, f"stage ended\n{served.text()}")
+    wait_for(lambda: not stage(served), 60, f"stage ended\n{served.text()}")
     assert finished(served, run_id) == "CANCELLED"
 
 
@@ -129,7 +134,7 @@ def test_deployment(served: Served, make_project: Callable[[str], Path]) -> None
     make_project(SLOW_PIPELINE)
     check_cancel(served)
     started(served)
-    wait_for(lambda: len(living("sleep 7531")) >= 2, 60, f"stage running\n{served.text()}")
+    wait_for(lambda: len(stage(served)) >= 2, 60, f"stage running\n{served.text()}")
     served.end()
     wait_for(lambda: not living(str(served.folder)), 30, "everything ended with the service")
     assert "Traceback" not in served.text().partition("Beginning")[0]
