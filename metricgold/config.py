@@ -21,6 +21,7 @@ DATASET_NAMES: tuple[DatasetName, ...] = ("hypersim", "virtual_kitti", "tartanai
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+CropShare = Annotated[float, Field(gt=0, le=1)]
 Size = tuple[PositiveInt, PositiveInt]
 """Height, width in pixels."""
 
@@ -155,12 +156,16 @@ class OptimizerConfig(_Section):
 
 
 class BaseModelConfig(_Section):
-    """Either a hub checkpoint (``hub_id`` + ``revision``) or a toy one trained from scratch."""
+    """Either a hub checkpoint (``hub_id`` + ``revision``) or a toy one trained from scratch.
+
+    ``crop``: the toy's image VAE sees a random part of every batch, this share of its sides.
+    """
 
     hub_id: str | None = None
     revision: str | None = None
     toy: ToyModelConfig | None = None
     optimizer: OptimizerConfig | None = None
+    crop: CropShare = 1.0
 
     @model_validator(mode="after")
     def _one_of(self) -> BaseModelConfig:
@@ -172,10 +177,16 @@ class BaseModelConfig(_Section):
 
 
 class TrainVaeConfig(_Section):
-    """Stage A: what of the VAE is trained and its loss weights."""
+    """Stage A: what of the VAE is trained, on what, and its loss weights.
+
+    ``crop``: a random part of every batch, this share of its sides. ``latent_mixup``: the share
+    of a batch whose latents are mixed with another frame's, so that the decoder is near affine.
+    """
 
     optimizer: OptimizerConfig
     train_encoder: bool
+    crop: CropShare = 1.0
+    latent_mixup: Fraction = 0.0
     gradient_loss_weight: Annotated[float, Field(ge=0)]
     kl_weight: Annotated[float, Field(ge=0)]
 
@@ -211,7 +222,8 @@ class TrainUnetConfig(_Section):
 class TrainOneStepConfig(_Section):
     """Stage C: one step, end to end, metric loss in log-depth.
 
-    ``latent_phase`` runs first: the same step, compared in latent space.
+    ``latent_phase`` runs first: the same step, compared in latent space and, with
+    ``coarse_loss_weight``, by the metric loss on depth read from the latent by a linear map.
     """
 
     latent_phase: OptimizerConfig
@@ -220,6 +232,7 @@ class TrainOneStepConfig(_Section):
     scale_loss_weight: Annotated[float, Field(ge=0)]
     scale_loss_lambda: Fraction
     relative_loss_weight: Annotated[float, Field(ge=0)] = 0.0
+    coarse_loss_weight: Annotated[float, Field(ge=0)] = 0.0
     fov_dropout: Fraction
 
 

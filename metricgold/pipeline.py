@@ -123,6 +123,7 @@ class MetricGoldPipeline:
         features = fov_features(fov)
 
         def velocity(noisy: Tensor, timestep: Tensor) -> Tensor:
+            """What the U-Net predicts for these pictures and cameras."""
             return predict_velocity(
                 self.model.unet,
                 rgb_latent,

@@ -168,6 +168,7 @@ def _fetch_all(
     with progress_bar(description=f"downloading {index.dataset}", total=budget, unit="B") as bar:
 
         def work(file: SourceFile) -> None:
+            """Fetch one file and remember it, or note that it is missing upstream."""
             try:
                 entry = _fetch_one(file, mirrors, transfer, store, bar.update)
             except MissingUpstreamError as error:

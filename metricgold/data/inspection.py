@@ -141,8 +141,6 @@ def _problem(reader: ShardReader, index: int, stored_ratio: float) -> str:
         frame: Frame = reader[index]
     except ShardError as error:
         return str(error).partition(f"frame {reader.keys[index]} ")[2] or str(error)
-    except Exception as error:  # no picture though the CRC fits, or damaged tables of HDF5's
-        return f"cannot be decoded ({error})"
     if frame.rgb.shape[:2] != frame.depth.shape:
         return f"has a picture of {frame.rgb.shape[:2]} and depth of {frame.depth.shape} pixels"
     counted = frame.valid_mask.mean()

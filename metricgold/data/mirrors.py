@@ -34,6 +34,7 @@ def expand(mirror: str) -> str:
     """
 
     def value(match: re.Match[str]) -> str:
+        """The variable's value, or a sentence that it is missing."""
         name = match[1] or match[2]
         found = os.environ.get(name)
         if not found:

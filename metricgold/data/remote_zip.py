@@ -58,6 +58,7 @@ class _RangeFile(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: Any) -> int:
+        """Fill ``buffer`` from the position on; fetches what the window does not hold."""
         stop = min(self._position + len(buffer), self._size)
         if stop <= self._position:
             return 0

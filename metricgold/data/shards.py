@@ -133,12 +133,14 @@ class ShardReader(Sequence[Frame]):
             group = self._open(path)[scene]
             encoded = _read_row(group, scene, row)
             expected = int(group["crc32"][row])
-        except (OSError, KeyError, ValueError, RuntimeError) as error:
+            if encoded.crc32 != expected or encoded.key != key:
+                raise ValueError("CRC32 differs")
+            return decode_frame(encoded)
+        except ShardError:
+            raise
+        except Exception as error:  # damaged tables of HDF5's make h5py raise whatever it meets
             reason = " ".join(str(error).split())
-            raise ShardError(f"{path}: frame {key} cannot be read ({reason}); {_ADVICE}") from None
-        if encoded.crc32 != expected or encoded.key != key:
-            raise ShardError(f"{path}: frame {key} is damaged (CRC32 differs); {_ADVICE}")
-        return decode_frame(encoded)
+            raise ShardError(f"{path}: frame {key} is damaged ({reason}); {_ADVICE}") from None
 
     def _locate(self, index: int) -> tuple[Path, str, int]:
         if not -len(self) <= index < len(self):
@@ -202,5 +204,5 @@ def _scenes(path: Path) -> Iterator[tuple[str, list[str]]]:
             file.visititems(visit)
             for name in sorted(found):
                 yield name, [key.decode() for key in file[name]["key"][()]]
-        except (OSError, KeyError, RuntimeError) as error:
+        except Exception as error:  # as in ShardReader
             raise ShardError(f"{path}: damaged ({error}); {_ADVICE}") from None

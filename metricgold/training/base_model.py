@@ -19,9 +19,15 @@ from torch import Tensor
 from metricgold.config import ProfileConfig
 from metricgold.errors import UserError
 from metricgold.files import replaced_folder, write_json
-from metricgold.model import EMBED_FILE, LOADING, build_toy_unet, build_toy_vae
+from metricgold.model import EMBED_FILE, LOADING, build_toy_unet, build_toy_vae, vae_factor
 from metricgold.training import checkpoint
-from metricgold.training.autoencoder import frame_batches, reconstruction_loss, set_scaling_factor
+from metricgold.training.autoencoder import (
+    crop_share,
+    frame_batches,
+    random_crop,
+    reconstruction_loss,
+    set_scaling_factor,
+)
 from metricgold.training.banks import first_frames, open_banks
 from metricgold.training.loop import Run, default_device, train, use_all_cores
 from metricgold.workspace import Workspace
@@ -103,17 +109,22 @@ def _empty_prompt(hub_id: str, revision: str | None) -> Tensor:
 def _toy(config: ProfileConfig, workspace: Workspace) -> tuple[BaseModel, dict[str, float]]:
     section = config.base_model
     assert section.toy is not None
-    assert section.optimizer is not None
+    optimizer = section.optimizer
+    assert optimizer is not None
     use_all_cores()
     torch.manual_seed(config.seed)
     vae = build_toy_vae(section.toy).to(default_device())
     unet = build_toy_unet(section.toy)
     embed = torch.randn(1, 2, section.toy.cross_attention_dim)
     banks = open_banks(config, workspace, "train")
-    batch = frame_batches(config, banks, section.optimizer, salt=11)
+    batch = frame_batches(config, banks, optimizer, salt=11)
 
     def loss(micro_batch: int, generator: torch.Generator) -> dict[str, Tensor]:
-        rgb = batch(micro_batch)["rgb"].to(vae.device)
+        """Reconstruction of the micro-batch's pictures, on windows of them."""
+        share = crop_share(section.crop, micro_batch, optimizer)
+        rgb = batch(micro_batch)["rgb"]
+        (rgb,) = random_crop((rgb,), share, vae_factor(vae), generator)
+        rgb = rgb.to(vae.device)
         everywhere = torch.ones_like(rgb[:, :1], dtype=torch.bool)
         return reconstruction_loss(vae, rgb, rgb, everywhere, generator, 0.5, 1e-6)
 
@@ -121,11 +132,13 @@ def _toy(config: ProfileConfig, workspace: Workspace) -> tuple[BaseModel, dict[s
         Run(
             name="base_model",
             network=vae,
-            optimizer=section.optimizer,
+            optimizer=optimizer,
             loss=loss,
             scratch=workspace.scratch("base_model"),
             seed=config.seed,
-            identity=json.dumps({n: len(b) for n, b in banks.items()}),
+            identity=json.dumps(
+                [{n: len(b) for n, b in banks.items()}, section.model_dump(mode="json")]
+            ),
             curve=workspace.plots / "base_model.csv",
         )
     )

@@ -31,6 +31,7 @@ from metricgold.model import (
     predict_velocity,
 )
 from metricgold.training import checkpoint
+from metricgold.training.coarse_depth import CoarseDepth, cell_means
 from metricgold.training.latents import LatentBank, cache_hash, open_latents, weights_hash
 from metricgold.training.loop import Run, default_device, train, use_all_cores
 from metricgold.training.unet import drop_fov, latent_sampler, prepare_for_training
@@ -51,11 +52,27 @@ def predict_depth_latent(model: MetricGoldModel, rgb_latent: Tensor, fov_y_deg: 
     return -predict_velocity(model.unet, rgb_latent, start, timesteps, embed, features)
 
 
-def _latent_loss(predicted: Tensor, rows: dict[str, Tensor]) -> dict[str, Tensor]:
-    """L1 between depth latents over cells whose every pixel is valid: no decoder needed."""
+def _latent_loss(
+    predicted: Tensor,
+    rows: dict[str, Tensor],
+    coarse: CoarseDepth,
+    codec: DepthCodec,
+    config: TrainOneStepConfig,
+) -> dict[str, Tensor]:
+    """L1 between depth latents, and the metric loss on what a linear map reads from them.
+
+    Both over cells whose every pixel is valid; no decoder is needed.
+    """
     target = rows["depth_latent"].to(predicted.device)
-    mask = rows["latent_mask"].to(predicted.device).expand_as(target)
-    return {"loss": masked_l1(predicted, target, mask)}
+    mask = rows["latent_mask"].to(predicted.device)
+    latent = masked_l1(predicted, target, mask.expand_as(target))
+    depth = cell_means(rows["depth_norm"].to(predicted.device), mask)
+    metric = depth_loss(coarse(predicted), depth, mask, codec, config)["loss"]
+    return {
+        "loss": latent + config.coarse_loss_weight * metric,
+        "latent": latent,
+        "coarse": metric,
+    }
 
 
 def depth_loss(
@@ -93,12 +110,13 @@ def run(config: ProfileConfig, workspace: Workspace) -> None:
     identity = json.dumps(
         [cache_hash(workspace), weights_hash(workspace.unet), section.model_dump(mode="json")]
     )
+    coarse = CoarseDepth.fit(banks, config.seed)
     phases = (("latent", section.latent_phase), ("depth", section.optimizer))
     for number, (phase, optimizer) in enumerate(phases):
         if optimizer.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
             model.depth_vae.enable_gradient_checkpointing()
-        _train_phase(config, workspace, model, banks, phase, optimizer, number, identity)
+        _train_phase(config, workspace, model, banks, coarse, phase, optimizer, number, identity)
     with replaced_folder(workspace.model) as folder:
         model.to("cpu").save_pretrained(folder)
     for phase, _ in phases:
@@ -110,6 +128,7 @@ def _train_phase(
     workspace: Workspace,
     model: MetricGoldModel,
     banks: dict[str, LatentBank],
+    coarse: CoarseDepth,
     phase: str,
     optimizer: OptimizerConfig,
     number: int,
@@ -117,18 +136,20 @@ def _train_phase(
 ) -> None:
     section, device = config.train_one_step, model.unet.device
     sampler = latent_sampler(config, banks, optimizer, salt=15 + number)
-    targets = ("depth_latent", "latent_mask") if phase == "latent" else ("depth_norm", "valid_mask")
+    codec = model.spec.codec
+    targets = ("depth_latent", "latent_mask") if phase == "latent" else ("valid_mask",)
 
     def loss(micro_batch: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Of one micro-batch: its terms, in this phase's space."""
         name, indices = sampler.batch(micro_batch)
-        rows = banks[name].batch(indices, ("rgb_latent", "fov_y_deg", *targets))
+        rows = banks[name].batch(indices, ("rgb_latent", "fov_y_deg", "depth_norm", *targets))
         fov_y_deg = drop_fov(rows["fov_y_deg"], section.fov_dropout, generator)
         predicted = predict_depth_latent(model, rows["rgb_latent"].to(device), fov_y_deg)
         if phase == "latent":
-            return _latent_loss(predicted, rows)
+            return _latent_loss(predicted, rows, coarse, codec, section)
         decoded = decode_depth_norm(model.depth_vae, predicted)
         target, valid = rows["depth_norm"].to(device), rows["valid_mask"].to(device)
-        return depth_loss(decoded, target, valid, model.spec.codec, section)
+        return depth_loss(decoded, target, valid, codec, section)
 
     train(
         Run(

@@ -97,6 +97,7 @@ def run(config: ProfileConfig, workspace: Workspace) -> None:
     keys = ("rgb_latent", "depth_latent", "latent_mask", "fov_y_deg")
 
     def loss(micro_batch: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Masked MSE of the velocity at random timesteps."""
         name, indices = sampler.batch(micro_batch)
         rows = banks[name].batch(indices, keys)
         timesteps = torch.randint(0, 1000, (len(indices),), generator=generator)

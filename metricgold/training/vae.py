@@ -13,8 +13,15 @@ from metricgold.config import ProfileConfig
 from metricgold.depth_codec import DepthCodec
 from metricgold.evaluation.floor import vae_floor
 from metricgold.files import replaced_folder, write_json
+from metricgold.model import vae_factor
 from metricgold.training import checkpoint
-from metricgold.training.autoencoder import frame_batches, reconstruction_loss, set_scaling_factor
+from metricgold.training.autoencoder import (
+    crop_share,
+    frame_batches,
+    random_crop,
+    reconstruction_loss,
+    set_scaling_factor,
+)
 from metricgold.training.banks import depth_norm_of, first_frames, open_banks
 from metricgold.training.base_model import BaseModel
 from metricgold.training.loop import Run, default_device, train, use_all_cores
@@ -79,8 +86,11 @@ def _train(
     batch = frame_batches(config, banks, section.optimizer, salt=12)
 
     def loss(micro_batch: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Reconstruction of the micro-batch's depth, on windows of it."""
         frames = batch(micro_batch)
         norm, valid = depth_norm_of(codec, frames["depth"], frames["valid_mask"])
+        share = crop_share(section.crop, micro_batch, section.optimizer)
+        norm, valid = random_crop((norm, valid), share, vae_factor(vae), generator)
         norm, valid = norm.to(vae.device), valid.to(vae.device)
         return reconstruction_loss(
             vae,
@@ -90,6 +100,7 @@ def _train(
             generator,
             section.gradient_loss_weight,
             section.kl_weight,
+            section.latent_mixup,
         )
 
     train(
