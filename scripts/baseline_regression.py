@@ -39,8 +39,8 @@ from metricgold.training.loop import Run, train, use_all_cores
 from metricgold.training.one_step import depth_loss
 from metricgold.workspace import Workspace
 
-WIDTHS = (16, 32, 96, 208, 352)
-TRIAL_STEPS = 20
+WIDTHS = (16, 32, 96, 208, 344)
+TRIAL_STEPS = 80
 RESULT = Path("docs/benchmarks/regression_baseline.json")
 
 
