@@ -9,6 +9,10 @@ from metricgold.workspace import Workspace
 
 def run(config: ProfileConfig, workspace: Workspace, dataset: DatasetName) -> None:
     """See :func:`metricgold.evaluation.benchmark.run`."""
+    if not config.datasets[dataset].enabled:
+        from metricgold.evaluation.skipped import write_skipped
+
+        return write_skipped(workspace, dataset)
     from metricgold.evaluation import benchmark
 
     benchmark.run(config, workspace, dataset)

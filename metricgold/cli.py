@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from metricgold.data.evaluation_sets.command import prepare_command
 from metricgold.errors import UserError, run_cli
 from metricgold.progress import progress_bar
 
@@ -22,6 +23,7 @@ data = typer.Typer(
     no_args_is_help=True,
 )
 app.add_typer(data, name="data")
+data.command("evaluation-set")(prepare_command)
 
 ShardPath = Annotated[Path, typer.Argument(help="A shard (.h5), or a folder with shards below it.")]
 
@@ -91,6 +93,27 @@ def preview(
     Image.fromarray(sheet).save(temporary, "PNG")
     os.replace(temporary, out)
     print(f"wrote {out} ({sheet.shape[1]}x{sheet.shape[0]} px)")
+
+
+@data.command("export-webdataset")
+def export_webdataset(
+    path: ShardPath = Path("artifacts/shards"),
+    out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("webdataset"),
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing folder.")] = False,
+) -> None:
+    """Write shards as WebDataset tars, for object stores.
+
+    A sample has .jpg (or .png), .depth.npy (metres, 0: none), .sky.png and .json (key, scene, K).
+    """
+    from metricgold.data.inspection import find_shards
+    from metricgold.data.webdataset_export import export_folder
+
+    if out.exists() and not force:
+        raise UserError(f"{out}: exists already; name another folder or add --force")
+    shards = find_shards(path)
+    with progress_bar(description="exporting", unit="frame") as bar:
+        tars = export_folder(shards, path, out, bar.update)
+    print(f"wrote {tars} tars to {out}")
 
 
 @data.command()

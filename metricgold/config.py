@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from metricgold.errors import UserError
 
-DatasetName = Literal["hypersim", "virtual_kitti", "tartanair"]
-DATASET_NAMES: tuple[DatasetName, ...] = ("hypersim", "virtual_kitti", "tartanair")
+DatasetName = Literal["hypersim", "virtual_kitti", "tartanair", "folder"]
+DATASET_NAMES: tuple[DatasetName, ...] = get_args(DatasetName)
 
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -63,7 +63,9 @@ class DatasetConfig(_Section):
 
     ``weight`` is the mixture probability (relative); 0 leaves the dataset out.
     ``mirrors`` are base URLs or folders tried in order; ``$NAME`` is replaced
-    by the environment variable. ``procedural`` renders the archives instead.
+    by the environment variable. ``procedural`` renders the archives instead. ``releases``
+    is TartanAir's: V1, its successor V2, or both. ``streaming`` downloads, converts and deletes
+    one group of files after the other, so that the archives are never on disk together.
     """
 
     weight: Annotated[float, Field(ge=0)]
@@ -71,11 +73,13 @@ class DatasetConfig(_Section):
     procedural: ProceduralConfig | None = None
     crop: Size | None = None
     train_size: Size
+    releases: tuple[Literal["v1", "v2"], ...] = ("v1",)
     frame_stride: PositiveInt = 1
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     holdout: tuple[str, ...] = ()
     holdout_last_frames: Annotated[int, Field(ge=0)] = 0
+    streaming: bool = False
     max_missing_share: Fraction = 0.01
 
     @property
@@ -91,12 +95,18 @@ class DatasetConfig(_Section):
 
 
 class DownloadConfig(_Section):
-    """Network behaviour, the same for every dataset."""
+    """Network behaviour, the same for every dataset.
+
+    ``parallel`` files at once, ``per_host`` of them from one host. ``max_disk_gb`` (10^9 bytes):
+    a dataset that needs more at once is refused before anything is fetched; None: what is free.
+    """
 
     retries: PositiveInt
     timeout_s: PositiveFloat
     backoff_s: PositiveFloat
     parallel: PositiveInt
+    per_host: PositiveInt = 4
+    max_disk_gb: PositiveFloat | None = None
 
 
 class PreprocessConfig(_Section):

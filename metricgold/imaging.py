@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import math
 import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,21 +37,88 @@ def load_rgb(path: Path | str) -> NDArray[np.uint8]:
     """
     path = Path(path)
     _require_file(path)
+    with _damage_told(f"{path}: "):
+        return _upright_rgb(path)
+
+
+def rgb_from_bytes(data: bytes) -> NDArray[np.uint8]:
+    """As :func:`load_rgb`, of a file in memory; the message of an error names no file."""
+    if not data:
+        raise ImageError("the file is empty")
+    with _damage_told():
+        return _upright_rgb(io.BytesIO(data))
+
+
+def _upright_rgb(file: Path | io.BytesIO) -> NDArray[np.uint8]:
+    with Image.open(file) as opened:
+        _check_pixels(opened, MAX_PIXELS)
+        opened.load()
+        return _to_rgb(ImageOps.exif_transpose(opened))
+
+
+def decode_picture(
+    data: bytes, formats: tuple[str, ...], modes: tuple[str, ...], max_pixels: int = MAX_PIXELS
+) -> NDArray[Any]:
+    """A picture from memory exactly as it is stored, without any conversion.
+
+    Args:
+        formats: Pillow's names of the file formats that are expected.
+        modes: Pillow's names of the pixel formats that are expected.
+        max_pixels: width x height from which on nothing is decoded.
+
+    Raises:
+        ImageError: it is damaged, of another format, or of other pixels; the message says which.
+    """
+    if not data:
+        raise ImageError("the file is empty")
+    with _damage_told(), Image.open(io.BytesIO(data), formats=formats) as opened:
+        _check_pixels(opened, max_pixels)
+        if opened.mode not in modes:
+            raise ImageError(f"pixels are of mode {opened.mode}, expected {' or '.join(modes)}")
+        if opened.format == "PNG":
+            _check_png(data)
+        return np.asarray(opened)
+
+
+def _check_png(data: bytes) -> None:
+    """Check every chunk's CRC32: Pillow believes those of the pixels."""
+    start = 8
+    while start + 12 <= len(data):
+        stop = start + 8 + int.from_bytes(data[start : start + 4], "big")
+        if (
+            zlib.crc32(memoryview(data)[start + 4 : stop]).to_bytes(4, "big")
+            != data[stop : stop + 4]
+        ):
+            raise ValueError(f"the chunk at byte {start} fails its CRC32")
+        if data[start + 4 : start + 8] == b"IEND":
+            return
+        start = stop + 4
+    raise ValueError("the end is missing")
+
+
+def _check_pixels(image: Image.Image, most: int) -> None:
+    if image.width * image.height > most:
+        raise ImageError(
+            f"{image.width}x{image.height}: more than {most:,} pixels; scale it down first"
+        )
+
+
+@contextmanager
+def _damage_told(prefix: str = "") -> Iterator[None]:
+    """Turn whatever Pillow raises on damaged data into :class:`ImageError`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path) as opened:
-                if opened.width * opened.height > MAX_PIXELS:
-                    raise Image.DecompressionBombError
-                opened.load()
-                return _to_rgb(ImageOps.exif_transpose(opened))
+            yield
+    except ImageError as error:
+        raise ImageError(f"{prefix}{error}") from None
     except UnidentifiedImageError:
-        raise ImageError(f"{path}: not an image that Pillow can read") from None
+        raise ImageError(f"{prefix}not an image that Pillow can read") from None
     except Image.DecompressionBombError:
-        raise ImageError(f"{path}: more than {MAX_PIXELS:,} pixels; scale it down first") from None
+        raise ImageError(f"{prefix}more than {MAX_PIXELS:,} pixels; scale it down first") from None
     except Exception as error:  # decoders raise anything on damaged data
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ImageError(f"{path}: damaged or cut short ({reason})") from None
+        raise ImageError(f"{prefix}damaged or cut short ({reason})") from None
 
 
 def _require_file(path: Path) -> None:

@@ -15,6 +15,7 @@ def progress_bar(
     description: str,
     total: int | None = None,
     unit: str = "it",
+    disable: bool = False,
 ) -> Any:
     """A tqdm bar that stays quiet in logs (at most a line every ten seconds)."""
     terminal = sys.stderr.isatty()
@@ -23,6 +24,8 @@ def progress_bar(
         desc=description,
         total=total,
         unit=unit,
+        disable=disable,
+        unit_scale=unit == "B",
         mininterval=0.2 if terminal else 10.0,
         maxinterval=10.0,
         dynamic_ncols=terminal,

@@ -25,6 +25,11 @@ class Workspace:
         return self.root / "artifacts" / "shards" / dataset
 
     @property
+    def data_report(self) -> Path:
+        """The HTML report on the shards."""
+        return self.root / "artifacts" / "data_report"
+
+    @property
     def base_model(self) -> Path:
         """The base model: image VAE, text-to-image U-Net, empty prompt."""
         return self.root / "artifacts" / "base_model"

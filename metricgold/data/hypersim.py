@@ -11,10 +11,11 @@ import csv
 import io
 import re
 from collections import defaultdict
+from functools import lru_cache
 from pathlib import Path
 
-import h5py
 import numpy as np
+from numpy.typing import NDArray
 
 from metricgold.config import DatasetConfig
 from metricgold.data.archives import zip_names
@@ -30,9 +31,10 @@ from metricgold.data.dataset import (
     named_in,
     on_stride,
 )
+from metricgold.data.hdf5_chunks import read_array
 from metricgold.data.sample import Frame
 from metricgold.data.tone_map import tone_map
-from metricgold.geometry import hypersim_intrinsics, ray_distance_to_depth
+from metricgold.geometry import depth_to_ray_distance, hypersim_intrinsics
 
 MIRROR = "https://docs-assets.developer.apple.com/ml-research/datasets/hypersim/v1"
 CAMERA_CSV = "metadata_camera_parameters.csv"
@@ -92,16 +94,54 @@ def parse_split(text: str) -> dict[tuple[str, str, int], str]:
         raise DatasetError(f"hypersim: {SPLIT_CSV} cannot be read: {error}") from None
 
 
-def read_hdf5(data: bytes) -> np.ndarray:
-    """The one array of a Hypersim HDF5 file (key ``dataset``)."""
-    with h5py.File(io.BytesIO(data), "r") as file:
-        return np.asarray(file["dataset"])
+def read_radiance(data: bytes) -> NDArray[np.float16]:
+    """HDR colour [H, W, 3], linear, from the bytes of a ``color.hdf5``.
+
+    Raises:
+        ValueError: it is damaged, or not a colour picture.
+    """
+    return _as_half(read_array(data), ("height", "width", 3), "colour")
+
+
+def read_ray_distance(data: bytes) -> NDArray[np.float16]:
+    """Distance along the ray [H, W] in metres, NaN where nothing is, of a ``depth_meters.hdf5``.
+
+    Raises:
+        ValueError: it is damaged, or not a depth map.
+    """
+    return _as_half(read_array(data), ("height", "width"), "depth")
+
+
+def _as_half(
+    values: NDArray[np.generic], form: tuple[str | int, ...], what: str
+) -> NDArray[np.float16]:
+    fits = values.ndim == len(form) and all(
+        n == wanted for n, wanted in zip(values.shape, form, strict=True) if isinstance(wanted, int)
+    )
+    if not fits or values.size == 0 or values.dtype != np.float16:
+        raise ValueError(
+            f"{what} must be float16 [{', '.join(map(str, form))}], "
+            f"found {values.dtype} {list(values.shape)}"
+        )
+    return values.view(np.float16)
+
+
+@lru_cache(maxsize=4)
+def _camera(matrix: tuple[float, ...], height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """(K [3, 3], length of each pixel's ray [H, W]) of a scene; the same for all its frames."""
+    intrinsics, _ = hypersim_intrinsics(np.array(matrix).reshape(3, 3), height, width)
+    return intrinsics, depth_to_ray_distance(np.ones((height, width)), intrinsics)
 
 
 class Hypersim(Dataset):
     """Scenes as zips of which only colour and depth members are fetched."""
 
     name = "hypersim"
+    licence = (
+        "CC BY-SA 3.0: name the Hypersim authors (Roberts et al., ICCV 2021) and share what you "
+        "derive from the data alike"
+    )
+    shard_share = 0.25
     metadata_urls = METADATA_URLS
 
     def remote_files(self, config: DatasetConfig, read: ReadMetadata) -> list[RemoteFile]:
@@ -120,6 +160,10 @@ class Hypersim(Dataset):
                 RemoteFile(f"scenes/{scene}.zip", members=tuple(members), expected_bytes=size)
             )
         return files
+
+    def group_of(self, path: str) -> str | None:
+        """A group is a scene's zip: see ``Dataset``."""
+        return None if path in METADATA_URLS else path
 
     def frames(self, raw: Path, config: DatasetConfig) -> list[FrameRef]:
         """Frames with colour and depth, by the official split: see ``Dataset``."""
@@ -152,12 +196,13 @@ class Hypersim(Dataset):
         self, ref: FrameRef, rgb_bytes: bytes, depth_bytes: bytes, depth_max_m: float
     ) -> Frame:
         """Tone-mapped colour, z-depth from ray distance, the scene's own K: see ``Dataset``."""
-        ray_distance = read_hdf5(depth_bytes).astype(np.float64)  # [H, W], NaN: nothing there
-        radiance = read_hdf5(rgb_bytes)  # [H, W, 3]
-        matrix = np.array(ref.camera).reshape(3, 3)
-        intrinsics, _ = hypersim_intrinsics(matrix, *ray_distance.shape)
-        depth = ray_distance_to_depth(ray_distance, intrinsics)
+        ray_distance = read_ray_distance(depth_bytes)
+        radiance = read_radiance(rgb_bytes)
+        intrinsics, ray_length = _camera(ref.camera, *ray_distance.shape)
+        depth = ray_distance / ray_length  # float64
         seen = np.isfinite(depth)
+        if radiance.shape[:2] != depth.shape:
+            raise ValueError(f"colour is {radiance.shape[:2]} and depth {depth.shape} pixels")
         low, high = DEPTH_RANGE_M
         valid = seen & (depth > low) & (depth < high)
         sky = np.zeros_like(valid)  # Hypersim does not tell sky from other emptiness

@@ -188,5 +188,5 @@ def _fit(picture: Picture) -> Picture:
     if width > _TILE_WIDTH:
         step = -(-width // _TILE_WIDTH)
         return picture[::step, ::step]
-    scale = max(1, _TILE_WIDTH // width)
+    scale = max(1, round(_TILE_WIDTH / width))
     return picture.repeat(scale, axis=0).repeat(scale, axis=1)

@@ -6,6 +6,7 @@ is an HTTP download. Tests make it misbehave with :class:`Faults`.
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import sys
@@ -18,6 +19,8 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
+LISTING = "files.txt"
+"""Names every file of the folder, a path a line; made on the fly where there is no such file."""
 _BLOCK = 1 << 18
 _RANGE = re.compile(r"bytes=(\d+)-(\d*)$")
 
@@ -93,6 +96,13 @@ class MirrorServer:
         inside = path.is_relative_to(self._folder)
         return path if inside and path.is_file() else None
 
+    def listing(self) -> str:
+        """Path of every file below the folder, a line each; folders that are links included."""
+        found = []
+        for folder, _, names in os.walk(self._folder, followlinks=True):
+            found += [(Path(folder) / name).relative_to(self._folder).as_posix() for name in names]
+        return "".join(f"{path}\n" for path in sorted(found))
+
     def take_error(self) -> bool:
         """Whether this request is to be answered 500."""
         with self._lock:
@@ -141,6 +151,8 @@ class _Handler(BaseHTTPRequestHandler):
         path = self.owner.file_for(self.path)
         if body and self.owner.take_error():
             self._plain(HTTPStatus.INTERNAL_SERVER_ERROR)
+        elif path is None and urlsplit(self.path).path == f"/{LISTING}":
+            self._plain(HTTPStatus.OK, self.owner.listing().encode())
         elif path is None:
             self._plain(HTTPStatus.NOT_FOUND)
         elif faults.html:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from metricgold.data import hypersim, virtual_kitti
+from metricgold.data import tartanair_v2 as v2
 from metricgold.data.archive_writer import Member
 from metricgold.data.procedural import Rendered
 from metricgold.data.tone_map import tone_map
@@ -23,6 +24,7 @@ from metricgold.geometry import depth_to_ray_distance
 
 TARTANAIR_SKY_M = 10_000.0
 _HALF_MAX = 65504.0
+_BGRA = [2, 1, 0, 3]
 _PHYSICAL = (
     "anisotropy", "blades_enable", "blades_num", "blades_rotation", "bmpaperture_affects_exposure",
     "bmpaperture_enable", "bmpaperture_resolution", "bmpaperture_tex", "center_bias", "distortion",
@@ -200,6 +202,26 @@ def tartanair_members(scene: str, frames: list[Rendered]) -> list[Member]:
                 buffer.getvalue(),
             ),
         ]
+    return members
+
+
+def tartanair_v2_members(scene: str, frames: list[Rendered]) -> list[Member]:
+    """As V2 has them: depth is a float32 in a PNG's channels; ``scene`` as ``House/easy/P000``."""
+    environment, difficulty, trajectory = scene.split("/")
+    members = []
+    for i, frame in enumerate(frames):
+        sky = ~np.isfinite(frame.depth)
+        depth = np.where(sky, TARTANAIR_SKY_M, frame.depth).astype("<f4")
+        bgra = np.ascontiguousarray(depth).view(np.uint8).reshape(*depth.shape, 4)
+        rgb = tone_map(frame.radiance, np.ones_like(sky))
+        for kind, ending, pixels in (("image", "", rgb), ("depth", "_depth", bgra[..., _BGRA])):
+            members.append(
+                Member(
+                    f"{v2.FOLDER}/{v2.archive(environment, difficulty, kind)}",
+                    f"{trajectory}/{kind}_lcam_front/{i:06d}_lcam_front{ending}.png",
+                    _picture_bytes(pixels, "PNG", compress_level=1),
+                )
+            )
     return members
 
 

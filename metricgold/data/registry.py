@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from metricgold.config import DatasetName
 from metricgold.data.dataset import Dataset
+from metricgold.data.folder import Folder
 from metricgold.data.hypersim import Hypersim
 from metricgold.data.tartanair import TartanAir
 from metricgold.data.virtual_kitti import VirtualKitti
@@ -13,6 +14,7 @@ DATASETS: dict[DatasetName, Dataset] = {
     "hypersim": Hypersim(),
     "virtual_kitti": VirtualKitti(),
     "tartanair": TartanAir(),
+    "folder": Folder(),
 }
 
 

@@ -15,8 +15,14 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from metricgold.data.archive_checks import (
+    ArchiveError,
+    check_request,
+    check_zip,
+    check_zip_sizes,
+)
 from metricgold.data.archive_writer import ArchiveSet, Member
-from metricgold.data.archives import check_zip_member
+from metricgold.data.archives import read_zip_member
 from metricgold.data.transfer import DownloadError, Transfer
 
 _TAIL = 1 << 16
@@ -24,7 +30,9 @@ _TAIL = 1 << 16
 _GAP = 1 << 10
 """Unwanted bytes between two members that do not justify a second request."""
 _RUN = 1 << 25
-"""Longest single request for members."""
+"""Longest single request for members, but for a longer one."""
+_OVERHEAD = 3 << 16
+"""More than a member's header and trailer can take."""
 
 
 class _RangeFile(io.RawIOBase):
@@ -56,6 +64,11 @@ class _RangeFile(io.RawIOBase):
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
         self._position = max(0, base + offset)
         return self._position
+
+    def read(self, size: int = -1, /) -> bytes:
+        """As usual, in pieces of a bounded size."""
+        check_request(size)
+        return super().read(size)
 
     def readinto(self, buffer: Any) -> int:
         """Fill ``buffer`` from the position on; fetches what the window does not hold."""
@@ -99,13 +112,18 @@ def fetch_members(
         remote = _RangeFile(transfer, url, size)
         with zipfile.ZipFile(remote) as archive:
             known = {info.filename: info for info in archive.infolist()}
-            for info in known.values():
-                check_zip_member(url, info)
+            check_zip(target.name, archive.infolist(), archive.start_dir)
             names = list(wanted)
             found = [known[name] for name in names if name in known]
+            check_zip_sizes(target.name, found)
             _fetch_found(remote, archive, found, waiting, advance)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-        raise DownloadError(f"{url}: damaged zip ({' '.join(str(error).split())})") from None
+    except (DownloadError, OSError):
+        raise
+    except ArchiveError as error:
+        raise DownloadError(f"{url}: {error}") from None
+    except Exception as error:  # zipfile raises anything on damaged data
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DownloadError(f"{url}: damaged zip ({reason})") from None
     with ArchiveSet(target.parent) as archives:
         for info in found:
             data = _member_path(waiting, info).read_bytes()
@@ -133,7 +151,7 @@ def _fetch_found(
         for info in run:
             path = _member_path(waiting, info)
             part = path.with_name(path.name + ".part")
-            part.write_bytes(archive.read(info))
+            part.write_bytes(read_zip_member(archive, info))
             os.replace(part, path)
             advance(info.compress_size)
 
@@ -149,9 +167,13 @@ def _is_there(path: Path, info: zipfile.ZipInfo) -> bool:
 
 
 def _member_stops(archive: zipfile.ZipFile) -> dict[int, int]:
-    """Header offset of each member to the offset where the next thing begins."""
-    offsets = sorted(info.header_offset for info in archive.infolist())
-    return dict(zip(offsets, [*offsets[1:], archive.start_dir], strict=True))
+    """Header offset of each member to the offset where it surely ends."""
+    infos = sorted(archive.infolist(), key=lambda info: info.header_offset)
+    following = [*(info.header_offset for info in infos[1:]), archive.start_dir]
+    return {
+        info.header_offset: min(stop, info.header_offset + info.compress_size + _OVERHEAD)
+        for info, stop in zip(infos, following, strict=True)
+    }
 
 
 def _runs(infos: list[zipfile.ZipInfo], stops: dict[int, int]) -> Iterable[list[zipfile.ZipInfo]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -12,10 +13,12 @@ import hdf5plugin
 import numpy as np
 
 from metricgold.data.dataset import Split
-from metricgold.data.shards import SCHEMA_VERSION, SUFFIX, EncodedFrame
+from metricgold.data.shards import SCHEMA_VERSION, SUFFIX, EncodedFrame, scenes_of
 
-_SHARD_BYTES = 2 * 10**9
-_BATCH = 64
+SHARD_BYTES = 2 * 10**9
+"""A shard is closed after the scene that makes it larger than this."""
+_BATCH, _BATCH_BYTES = 64, 64 * 10**6
+"""Frames are written together, at most so many and not many more bytes."""
 
 
 class ShardWriter:
@@ -25,12 +28,13 @@ class ShardWriter:
     begun between scenes once ``shard_bytes`` have been written.
     """
 
-    def __init__(self, folder: Path, split: Split, shard_bytes: int = _SHARD_BYTES) -> None:
+    def __init__(self, folder: Path, split: Split, shard_bytes: int = SHARD_BYTES) -> None:
         self._folder, self._split, self._limit = folder, split, shard_bytes
         self._file: h5py.File | None = None
         self._written = 0
         self._count = 0
         self._batch: list[EncodedFrame] = []
+        self._waiting = 0
         self._scene = ""
 
     def __enter__(self) -> ShardWriter:
@@ -61,16 +65,15 @@ class ShardWriter:
             if self._written > self._limit:
                 self._finish()
         self._batch.append(frame)
-        if len(self._batch) == _BATCH:
+        self._waiting += frame.depth.nbytes + len(frame.rgb)
+        if len(self._batch) == _BATCH or self._waiting > _BATCH_BYTES:
             self._flush()
 
     def _finish(self) -> None:
         if self._file is None:
             return
         self._file.close()
-        with self._part.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(self._part, self._folder / self._part.name[1:].removesuffix(".part"))
+        _settle(self._part, self._folder / self._part.name[1:].removesuffix(".part"))
         self._file, self._written, self._count = None, 0, self._count + 1
 
     def _flush(self) -> None:
@@ -84,7 +87,7 @@ class ShardWriter:
             raise ValueError(f"frames of scene '{scene}' must be written one after another")
         group = self._file[scene] if scene in self._file else self._new_scene(scene)
         self._append(group)
-        self._batch, self._scene = [], scene
+        self._batch, self._waiting, self._scene = [], 0, scene
 
     def _new_scene(self, scene: str) -> h5py.Group:
         assert self._file is not None
@@ -92,7 +95,7 @@ class ShardWriter:
         first = self._batch[0]
         depth_codec = hdf5plugin.Blosc2(cname="zstd", clevel=5, filters=hdf5plugin.Blosc2.SHUFFLE)
         bits_codec = hdf5plugin.Blosc2(cname="zstd", clevel=5, filters=hdf5plugin.Blosc2.NOFILTER)
-        _create(group, "depth", first.depth.shape, np.float16, 1, depth_codec)
+        _create(group, "depth", first.depth.shape, first.depth.dtype, 1, depth_codec)
         _create(group, "sky", first.sky.shape, np.uint8, 1, bits_codec)
         _create(group, "rgb", (), np.uint8, min(1 << 16, max(1 << 12, len(first.rgb) // 4)))
         _create(group, "rgb_end", (), np.int64, _BATCH)
@@ -120,6 +123,32 @@ class ShardWriter:
             dataset.resize(dataset.shape[0] + count, axis=0)
             dataset[-count:] = values
         self._written += int(lengths[-1]) + sum(frame.depth.nbytes // 4 for frame in batch)
+
+
+def merge_shards(paths: Sequence[Path], target: Path) -> None:
+    """One shard with the scenes of several, copied as they are stored.
+
+    Raises:
+        ShardError: one of them cannot be read.
+    """
+    part = target.with_name(f".{target.name}.part")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(part, "w") as merged:
+        merged.attrs["schema_version"] = SCHEMA_VERSION
+        for path in paths:
+            scenes = [scene for scene, _ in scenes_of(path)]
+            with h5py.File(path, "r") as source:
+                for scene in scenes:
+                    parent, _, name = scene.rpartition("/")
+                    source.copy(scene, merged.require_group(parent or "/"), name)
+    _settle(part, target)
+
+
+def _settle(part: Path, target: Path) -> None:
+    """Give a complete file its name, once it is on disk."""
+    with part.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(part, target)
 
 
 def _create(

@@ -1,9 +1,9 @@
 """HDF5 shards: what preprocessing writes and training reads.
 
-A shard has one group a scene; in it ``depth`` [N, H, W] float16 metres (0: not valid; one
-chunk a frame, Blosc2-zstd), ``sky`` [N, bytes] packed bits, ``rgb`` all JPEG bytes one after
-the other with ``rgb_end`` [N] their ends, ``intrinsics`` [N, 3, 3], ``key``, ``valid_ratio``
-and ``crc32`` [N]. float16 keeps depth within a relative error of 2^-11.
+A shard has one group a scene; in it ``depth`` [N, H, W] float16 or float32 metres (0: not
+valid; one chunk a frame, Blosc2-zstd), ``sky`` [N, bytes] packed bits, ``rgb`` all JPEG or PNG
+bytes one after the other with ``rgb_end`` [N] their ends, ``intrinsics`` [N, 3, 3], ``key``,
+``valid_ratio`` and ``crc32`` [N]. float16 keeps depth within a relative error of 2^-11.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import io
 import os
 import zlib
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import h5py
 import hdf5plugin  # noqa: F401  (registers Blosc2 with h5py)
@@ -29,6 +29,7 @@ from metricgold.errors import UserError
 
 SCHEMA_VERSION = 1
 SUFFIX = ".h5"
+_T = TypeVar("_T")
 
 
 class ShardError(UserError):
@@ -41,8 +42,8 @@ class EncodedFrame:
 
     key: str
     scene: str
-    rgb: bytes  # JPEG
-    depth: NDArray[np.float16]  # [H, W], metres, 0 where not valid
+    rgb: bytes  # JPEG or PNG
+    depth: NDArray[np.floating]  # [H, W], float16 or float32 metres, 0 where not valid
     sky: NDArray[np.uint8]  # [ceil(H W / 8)], packed bits
     intrinsics: NDArray[np.float64]  # [3, 3]
 
@@ -62,23 +63,32 @@ class EncodedFrame:
         return crc
 
 
-def encode_frame(frame: Frame, rgb_quality: int) -> EncodedFrame:
-    """JPEG (4:4:4) at ``rgb_quality`` 1..100, depth as float16, masks folded in."""
+def encode_frame(frame: Frame, rgb_quality: int | None) -> EncodedFrame:
+    """A frame as a shard stores it, masks folded into depth and sky.
+
+    Args:
+        rgb_quality: JPEG (4:4:4) quality 1..100 beside float16 depth, for training; None
+            keeps everything: PNG and float32 depth, for evaluation.
+    """
     buffer = io.BytesIO()
-    Image.fromarray(frame.rgb).save(buffer, "JPEG", quality=rgb_quality, subsampling=0)
-    depth = np.where(frame.valid_mask, frame.depth, 0).astype(np.float16)
+    picture = Image.fromarray(frame.rgb)
+    if rgb_quality is None:
+        picture.save(buffer, "PNG", compress_level=1)
+    else:
+        picture.save(buffer, "JPEG", quality=rgb_quality, subsampling=0)
+    depth = np.where(frame.valid_mask, frame.depth, 0)
     return EncodedFrame(
         frame.key,
         frame.scene,
         buffer.getvalue(),
-        depth,
+        depth.astype(np.float32 if rgb_quality is None else np.float16),
         np.packbits(frame.sky_mask),
         np.asarray(frame.intrinsics, dtype=np.float64),
     )
 
 
 def decode_frame(encoded: EncodedFrame) -> Frame:
-    """The inverse of :func:`encode_frame`, up to JPEG and float16."""
+    """The inverse of :func:`encode_frame`, up to JPEG and float16 where these were used."""
     rgb = np.asarray(Image.open(io.BytesIO(encoded.rgb)).convert("RGB"))
     depth = encoded.depth.astype(np.float32)
     sky = np.unpackbits(encoded.sky, count=depth.size).reshape(depth.shape).astype(bool)
@@ -108,7 +118,7 @@ class ShardReader(Sequence[Frame]):
         self._starts: list[int] = []
         self._groups: list[tuple[Path, str]] = []
         for path in self._paths:
-            for scene, keys in _scenes(path):
+            for scene, keys in scenes_of(path):
                 self._starts.append(len(self.keys))
                 self._groups.append((path, scene))
                 self.keys.extend(keys)
@@ -127,15 +137,21 @@ class ShardReader(Sequence[Frame]):
         """Frame number ``index``, checked against its CRC32; a slice gives a list."""
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
+        return self._read(index, decode_frame)
+
+    def encoded(self, index: int) -> EncodedFrame:
+        """Frame number ``index`` as it is stored, checked against its CRC32."""
+        return self._read(index, lambda frame: frame)
+
+    def _read(self, index: int, finish: Callable[[EncodedFrame], _T]) -> _T:
         path, scene, row = self._locate(index)
         key = self.keys[index]
         try:
             group = self._open(path)[scene]
             encoded = _read_row(group, scene, row)
-            expected = int(group["crc32"][row])
-            if encoded.crc32 != expected or encoded.key != key:
+            if encoded.crc32 != int(group["crc32"][row]) or encoded.key != key:
                 raise ValueError("CRC32 differs")
-            return decode_frame(encoded)
+            return finish(encoded)
         except ShardError:
             raise
         except Exception as error:  # damaged tables of HDF5's make h5py raise whatever it meets
@@ -191,8 +207,12 @@ def _open_shard(path: Path) -> h5py.File:
     return file
 
 
-def _scenes(path: Path) -> Iterator[tuple[str, list[str]]]:
-    """(scene, keys) of a shard, sorted by scene path as they were written."""
+def scenes_of(path: Path) -> Iterator[tuple[str, list[str]]]:
+    """(scene, keys) of a shard, sorted by scene path as they were written.
+
+    Raises:
+        ShardError: it cannot be read.
+    """
     found: list[str] = []
 
     def visit(name: str, item: Any) -> None:

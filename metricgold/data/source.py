@@ -22,6 +22,7 @@ from metricgold.data.transfer import MissingUpstreamError, Transfer
 from metricgold.files import write_json
 from metricgold.workspace import Workspace
 
+INDEX_FILE = "index.json"
 SourceKind = Literal["procedural", "mirrors", "none"]
 
 
@@ -58,7 +59,7 @@ class SourceIndex:
     @classmethod
     def load(cls, folder: Path) -> SourceIndex:
         """Read ``index.json`` of a dataset's source folder."""
-        raw: dict[str, Any] = read_json(folder / "index.json", made_by="source")
+        raw: dict[str, Any] = read_json(folder / INDEX_FILE, made_by="source")
         return cls(**{**raw, "files": [SourceFile(**entry) for entry in raw["files"]]})
 
 
@@ -85,7 +86,7 @@ def run(config: ProfileConfig, workspace: Workspace, dataset: str) -> SourceInde
         files = _mirrored_files(reader, settings, config)
     total = sum(file.budget_bytes for file in files)
     index = SourceIndex(dataset, kind, reason, total, files)
-    write_json(folder / "index.json", asdict(index))
+    write_json(folder / INDEX_FILE, asdict(index))
     print(f"{dataset}: {reason or f'{len(files)} files, {human_bytes(total)} to download'}")
     return index
 

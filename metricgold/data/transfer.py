@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -55,12 +56,16 @@ class _Patience(tenacity.stop.stop_base):
 class Transfer:
     """One HTTP client with the retry policy of :class:`DownloadConfig`; safe to share by threads.
 
-    ``log`` receives a line about everything that a user may want to know afterwards.
+    ``log`` receives a line about everything that a user may want to know afterwards. No more than
+    ``per_host`` requests are made to one host at a time.
     """
 
     def __init__(self, config: DownloadConfig, log: Callable[[str], None] = print) -> None:
         self._config = config
         self._log = log
+        self._stopped = threading.Event()
+        self._hosts: dict[str, threading.Semaphore] = {}
+        self._lock = threading.Lock()
         self._client = httpx.Client(
             timeout=config.timeout_s,
             follow_redirects=True,
@@ -78,6 +83,10 @@ class Transfer:
         trace: TracebackType | None,
     ) -> None:
         self._client.close()
+
+    def stop(self) -> None:
+        """Break off the transfers of all threads with a :class:`DownloadError`, soon."""
+        self._stopped.set()
 
     def size(self, url: str) -> int | None:
         """Content-Length by HEAD; None where the server does not say.
@@ -182,6 +191,7 @@ class Transfer:
         try:
             with part.open("ab" if offset else "wb") as file:
                 for block in response.iter_raw():
+                    self._check_stopped(url)
                     if done == 0:
                         _refuse_page(url, kind, block)
                     file.write(block)
@@ -194,8 +204,10 @@ class Transfer:
 
     def _retry(self, url: str, attempt: Callable[[], _T]) -> _T:
         def guarded() -> _T:
+            self._check_stopped(url)
             try:
-                return attempt()
+                with self._turn(url):
+                    return attempt()
             except httpx.TransportError as error:
                 raise _TransientError(_reason(error)) from None
             except (httpx.InvalidURL, httpx.TooManyRedirects) as error:
@@ -211,6 +223,7 @@ class Transfer:
             + tenacity.wait_random(0, self._config.backoff_s),
             retry=tenacity.retry_if_exception_type(_TransientError),
             before_sleep=note,
+            sleep=tenacity.sleep_using_event(self._stopped),
             reraise=True,
         )
         try:
@@ -219,6 +232,16 @@ class Transfer:
             raise DownloadError(
                 f"{url}: {error} (gave up after {self._config.retries} attempts)"
             ) from None
+
+    def _turn(self, url: str) -> threading.Semaphore:
+        """Entered for a request to the host of ``url``."""
+        host = httpx.URL(url).host
+        with self._lock:
+            return self._hosts.setdefault(host, threading.Semaphore(self._config.per_host))
+
+    def _check_stopped(self, url: str) -> None:
+        if self._stopped.is_set():
+            raise DownloadError(f"{url}: broken off; a rerun goes on from here")
 
 
 def _reason(error: Exception) -> str:

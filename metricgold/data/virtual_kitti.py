@@ -5,16 +5,16 @@ The split is by scene, so that nothing of a held-out street is seen in training.
 
 from __future__ import annotations
 
-import io
+import math
 import re
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from metricgold.config import DatasetConfig
 from metricgold.data.archives import tar_index, tar_texts
 from metricgold.data.dataset import (
+    MAX_FRAME_PIXELS,
     Dataset,
     DatasetError,
     FrameRef,
@@ -22,9 +22,13 @@ from metricgold.data.dataset import (
     ReadMetadata,
     RemoteFile,
     masked_frame,
+    part_of,
+    reading,
+    unique,
 )
 from metricgold.data.sample import Frame
 from metricgold.geometry import make_intrinsics
+from metricgold.imaging import decode_picture
 
 MIRROR = "https://download.europe.naverlabs.com/virtual_kitti_2.0.3"
 RGB_TAR = "vkitti_2.0.3_rgb.tar"
@@ -40,17 +44,31 @@ INTRINSIC_HEADER = "frame cameraID K[0,0] K[1,1] K[0,2] K[1,2]"
 
 _SEQUENCE = r"(Scene\d+)/([\w-]+)"
 _RGB = re.compile(_SEQUENCE + r"/frames/rgb/(Camera_\d)/rgb_(\d+)\.jpg$")
+_DEPTH = re.compile(_SEQUENCE + r"/frames/depth/(Camera_\d)/depth_(\d+)\.png$")
 _INTRINSIC = re.compile(_SEQUENCE + r"/intrinsic\.txt$")
 
 
 def parse_intrinsics(text: str) -> dict[tuple[int, int], tuple[float, float, float, float]]:
-    """(frame, camera) to (fx, fy, cx, cy) in pixels from an ``intrinsic.txt``."""
+    """(frame, camera) to (fx, fy, cx, cy) in pixels from an ``intrinsic.txt``.
+
+    Raises:
+        ValueError: another header, a line without six numbers, or a frame that is there twice.
+    """
+    header, *lines = text.splitlines() or [""]
+    if header.split() != INTRINSIC_HEADER.split():
+        raise ValueError(f"the first line is not '{INTRINSIC_HEADER}'")
     table: dict[tuple[int, int], tuple[float, float, float, float]] = {}
-    for line in text.splitlines()[1:]:
-        if fields := line.split():
+    for number, line in enumerate(lines, start=2):
+        if not (fields := line.split()):
+            continue
+        try:
             frame, camera = int(fields[0]), int(fields[1])
-            fx, fy, cx, cy = (float(value) for value in fields[2:6])
-            table[frame, camera] = (fx, fy, cx, cy)
+            fx, fy, cx, cy = (float(value) for value in fields[2:])
+        except (ValueError, IndexError):
+            raise ValueError(f"line {number} is not two whole and four other numbers") from None
+        if not all(map(math.isfinite, (fx, fy, cx, cy))) or (frame, camera) in table:
+            raise ValueError(f"line {number} is not finite or is there twice")
+        table[frame, camera] = (fx, fy, cx, cy)
     return table
 
 
@@ -58,37 +76,32 @@ class VirtualKitti(Dataset):
     """Two tars of pictures and one tar.gz of text."""
 
     name = "virtual_kitti"
+    licence = (
+        "CC BY-NC-SA 3.0: no commercial use, name the authors (Cabon, Murray, Humenberger, 2020) "
+        "and share what you derive from the data alike"
+    )
+    shard_share = 1.0
 
     def remote_files(self, config: DatasetConfig, read: ReadMetadata) -> list[RemoteFile]:
         """The three tars: see ``Dataset``."""
         return [RemoteFile(TEXT_TAR), RemoteFile(RGB_TAR), RemoteFile(DEPTH_TAR)]
 
     def frames(self, raw: Path, config: DatasetConfig) -> list[FrameRef]:
-        """Frames with colour, depth and intrinsics: see ``Dataset``."""
-        depth_parts = {
-            m.name[m.name.find("Scene") :]: Part(DEPTH_TAR, m.name, m.offset, m.size)
-            for m in tar_index(raw / DEPTH_TAR)
-        }
+        """Frames of the variations that are used: see ``Dataset``."""
+        pictures, depths = _parts(raw, RGB_TAR, _RGB), _parts(raw, DEPTH_TAR, _DEPTH)
         cameras = _all_intrinsics(raw / TEXT_TAR)
         refs = []
-        for member in tar_index(raw / RGB_TAR):
-            match = _RGB.search(member.name)
-            if match is None or match[2] not in VARIATIONS:
-                continue
-            scene, variation, camera, frame = match.groups()
+        for place in sorted(pictures.keys() | depths.keys()):
+            scene, variation, camera, frame = place
             sequence = f"{scene}/{variation}"
-            depth = depth_parts.get(f"{sequence}/frames/depth/{camera}/depth_{frame}.png")
-            intrinsics = cameras.get((sequence, int(frame), int(camera[-1])))
-            if depth is None or intrinsics is None:
-                continue
             refs.append(
                 FrameRef(
                     key=f"{sequence}/{camera}/{frame}",
                     scene=f"{sequence}/{camera}",
                     split="holdout" if scene in HOLDOUT_SCENES else "train",
-                    rgb=Part(RGB_TAR, member.name, member.offset, member.size),
-                    depth=depth,
-                    camera=intrinsics,
+                    rgb=pictures.get(place, part_of(RGB_TAR, None)),
+                    depth=depths.get(place, part_of(DEPTH_TAR, None)),
+                    camera=cameras.get((sequence, int(frame), int(camera[-1])), ()),
                 )
             )
         return sorted(refs, key=lambda ref: ref.key)
@@ -97,12 +110,32 @@ class VirtualKitti(Dataset):
         self, ref: FrameRef, rgb_bytes: bytes, depth_bytes: bytes, depth_max_m: float
     ) -> Frame:
         """Colour and z-depth (centimetres in the file), the frame's own K: see ``Dataset``."""
-        rgb = np.asarray(Image.open(io.BytesIO(rgb_bytes)).convert("RGB"))
-        centimetres = np.asarray(Image.open(io.BytesIO(depth_bytes))).astype(np.uint16)
+        with reading("camera"):
+            if not ref.camera:
+                raise ValueError("intrinsic.txt does not list the frame")
+            intrinsics = make_intrinsics(*ref.camera)
+        with reading("picture"):
+            rgb = decode_picture(rgb_bytes, ("JPEG",), ("RGB",), MAX_FRAME_PIXELS)
+        with reading("depth"):
+            stored = decode_picture(depth_bytes, ("PNG",), ("I;16", "I"), MAX_FRAME_PIXELS)
+        centimetres = stored.astype(np.uint16)
         depth = centimetres.astype(np.float32) / 100.0
         sky = centimetres == SKY_VALUE
         valid = (depth > 0) & (depth < DEPTH_MAX_M)
-        return masked_frame(ref, rgb, depth, valid, sky, make_intrinsics(*ref.camera))
+        return masked_frame(ref, rgb, depth, valid, sky, intrinsics)
+
+
+def _parts(raw: Path, tar: str, pattern: re.Pattern[str]) -> dict[tuple[str, ...], Part]:
+    """(scene, variation, camera, frame) to the place of each file that ``pattern`` finds."""
+    found = ((pattern.search(m.name), m) for m in tar_index(raw / tar))
+    return unique(
+        raw / tar,
+        [
+            (match.groups(), Part(tar, m.name, m.offset, m.size))
+            for match, m in found
+            if match and match[2] in VARIATIONS
+        ],
+    )
 
 
 def _all_intrinsics(path: Path) -> dict[tuple[str, int, int], tuple[float, ...]]:
@@ -113,8 +146,8 @@ def _all_intrinsics(path: Path) -> dict[tuple[str, int, int], tuple[float, ...]]
             continue
         try:
             entries = parse_intrinsics(text)
-        except (ValueError, IndexError):
-            raise DatasetError(f"virtual_kitti: {name} in {path.name} cannot be read") from None
+        except ValueError as error:
+            raise DatasetError(f"virtual_kitti: {name} in {path} cannot be read: {error}") from None
         for (frame, camera), values in entries.items():
             table[f"{match[1]}/{match[2]}", frame, camera] = values
     return table

@@ -29,6 +29,7 @@ from metricgold.evaluation.baselines import ConstantDepths, evaluation_mask, fit
 from metricgold.evaluation.boundaries import boundary_score
 from metricgold.evaluation.metrics import bootstrap_interval, depth_metrics, mean_over_images
 from metricgold.evaluation.predictors import PipelinePredictor
+from metricgold.evaluation.skipped import write_skipped
 from metricgold.pipeline import MetricGoldPipeline
 from metricgold.progress import progress_bar
 from metricgold.workspace import Workspace
@@ -191,17 +192,6 @@ def _open(workspace: Workspace, dataset: str, split: Split) -> ShardReader:
     return reader
 
 
-def _write_skipped(workspace: Workspace, dataset: str) -> None:
-    reason = "the dataset has weight 0 in this profile"
-    with files.replaced_folder(workspace.predictions / dataset) as folder:
-        files.write_csv(folder / "per_frame.csv", ["key", "scene"], [])
-        files.write_json(folder / pictures.PANELS_FILE, [])
-        files.write_json(folder / pictures.EXAMPLES_FILE, [])
-    files.write_csv(workspace.plots / f"evaluate_{dataset}.csv", ranges.COLUMNS, [])
-    skipped = {"frames": 0, "scenes": 0, "reason": reason}
-    files.write_json(workspace.metrics / f"evaluate_{dataset}.json", skipped)
-
-
 def _predictor(
     pipeline: MetricGoldPipeline, config: ProfileConfig, dataset: DatasetName, use_fov: bool
 ) -> PipelinePredictor:
@@ -247,7 +237,7 @@ def run(config: ProfileConfig, workspace: Workspace, dataset: DatasetName) -> No
         CheckpointError, EvaluationError: no model, or no frames.
     """
     if not config.datasets[dataset].enabled:
-        _write_skipped(workspace, dataset)
+        write_skipped(workspace, dataset)
         return
     pipeline = _load_pipeline(workspace.model)
     codec = pipeline.model.spec.codec

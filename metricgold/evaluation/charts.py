@@ -45,6 +45,12 @@ def log_ticks(low: float, high: float) -> list[float]:
     return [v for v in values if low * (1 - 1e-9) <= v <= high * (1 + 1e-9)]
 
 
+def octave_ticks(low: float, high: float) -> list[float]:
+    """Powers of two inside [low, high]."""
+    first, last = math.ceil(math.log2(low) - 1e-9), math.floor(math.log2(high) + 1e-9)
+    return [2.0**e for e in range(first, last + 1)]
+
+
 def number(value: float) -> str:
     """Short axis label."""
     if value != 0 and abs(value) >= 10_000:
@@ -69,6 +75,7 @@ def _frame(
     x_label: str,
     body: str,
     legend: Sequence[tuple[str, int]],
+    y_label: str = "",
 ) -> str:
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">']
     for y, text in y_ticks:
@@ -84,6 +91,8 @@ def _frame(
     parts.append(
         f'<text x="{middle:.1f}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text>'
     )
+    if y_label:
+        parts.append(f'<text x="4" y="{TOP + 8}">{escape(y_label)}</text>')
     parts.append(body)
     x = WIDTH - RIGHT - 6.0
     for name, colour in reversed(legend):
@@ -150,6 +159,45 @@ def bar_chart(title: str, labels: Sequence[str], series: Sequence[Series], x_lab
         x_label,
         "".join(bars),
         [(s.name, s.colour) for s in series],
+    )
+
+
+def histogram_chart(
+    title: str,
+    series: Sequence[Series],
+    x_label: str,
+    y_label: str,
+    x_range: tuple[float, float],
+    octaves: bool = False,
+) -> str:
+    """Outlined, lightly filled steps from zero, one outline a series.
+
+    Args:
+        series: ``x`` holds the edges of the bins, one more than ``y`` has heights.
+        x_range: ends of the x axis, no edge lies outside.
+        octaves: a logarithmic x axis with ticks at powers of two; all edges are positive.
+    """
+    x_low, x_high = x_range
+    top = max(v for s in series for v in s.y) * 1.08 or 1.0
+    x_at = _scale(x_low, x_high, LEFT + 4, WIDTH - RIGHT - 4, octaves)
+    y_at = _scale(0.0, top, HEIGHT - BOTTOM, TOP + 16)
+    outlines = []
+    for s in series:
+        corners = [(s.x[0], 0.0)]
+        for left, right, height in zip(s.x, s.x[1:], s.y, strict=False):
+            corners += [(left, height), (right, height)]
+        points = " ".join(f"{x_at(x):.1f},{y_at(y):.1f}" for x, y in [*corners, (s.x[-1], 0.0)])
+        colour = f"var(--series-{s.colour})"
+        outlines.append(f'<polygon fill="{colour}" stroke="{colour}" points="{points}"/>')
+    ticks = octave_ticks(x_low, x_high) if octaves else nice_ticks(x_low, x_high)
+    return _frame(
+        title,
+        [(x_at(v), number(v)) for v in ticks],
+        [(y_at(v), number(v)) for v in nice_ticks(0.0, top)],
+        x_label,
+        "".join(outlines),
+        [(s.name, s.colour) for s in series] if len(series) > 1 else [],
+        y_label,
     )
 
 

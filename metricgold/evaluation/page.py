@@ -1,4 +1,4 @@
-"""The report's page frame: style sheet and small HTML builders; no external file is referred to."""
+"""The frame of a report's page: style sheet and HTML builders; it refers to no other file."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 STYLE = """
 :root{--page:#f6f5f1;--card:#fff;--ink:#23221e;--soft:#6c6a62;--line:#e2dfd5;--gold:#a87808;
 --good:#27734a;--bad:#b03a2e;--series-0:#b8860b;--series-1:#5b7a99;--series-2:#8a5a83;
---series-3:#4f8a5b}
+--series-3:#4f8a5b;--series-4:#b5524a;--series-5:#4a4840}
 @media(prefers-color-scheme:dark){:root{--page:#191815;--card:#232220;--ink:#ece9e0;--soft:#a5a196;
 --line:#3a3833;--gold:#e0b040;--good:#6fc08f;--bad:#ee8576;--series-0:#e0b040;--series-1:#86a9cc;
---series-2:#c08fb8;--series-3:#86c294}}
+--series-2:#c08fb8;--series-3:#86c294;--series-4:#e08a80;--series-5:#d5d1c4}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--page);color:var(--ink);font:16px/1.5 system-ui,-apple-system,
 "Segoe UI",Roboto,"DejaVu Sans",sans-serif}
@@ -37,6 +37,7 @@ th.text,td.text{text-align:left}td.text{white-space:normal;min-width:11em}
 td small{color:var(--soft);display:block;font-size:.78rem}td small.yes{color:var(--good)}
 td small.no{color:var(--bad)}
 .grid2{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,400px),1fr));gap:14px}
+.grid2+p,.grid2+.scroll,section>figure+figure{margin-top:14px}
 figure{margin:0}
 .card figcaption{margin-bottom:4px}
 figure img{width:100%;height:auto;display:block;border-radius:8px;border:1px solid var(--line)}
@@ -45,6 +46,7 @@ svg{width:100%;height:auto;display:block}
 svg .grid{stroke:var(--line);stroke-width:1}
 svg polyline{stroke-width:2;stroke-linejoin:round}
 svg polyline.faint{stroke-width:1;opacity:.3}
+svg polygon{fill-opacity:.16;stroke-width:1.5;stroke-linejoin:round}
 @media(max-width:600px){th,td{padding:6px 8px}th:first-child,td:first-child{white-space:normal;
 min-width:7.5em}h1{font-size:1.5rem}svg text{font-size:14px}}
 """
@@ -99,9 +101,14 @@ def chart_card(caption: str, svg: str) -> str:
 
 def picture(path: Path, caption: str) -> str:
     """A PNG embedded in the page."""
-    data = base64.b64encode(path.read_bytes()).decode("ascii")
+    return embedded(path.read_bytes(), "png", caption)
+
+
+def embedded(encoded: bytes, kind: str, caption: str) -> str:
+    """A picture embedded in the page; ``kind`` is its format, such as ``jpeg``."""
+    data = base64.b64encode(encoded).decode("ascii")
     return (
-        f'<figure><img alt="{escape(caption)}" src="data:image/png;base64,{data}">'
+        f'<figure><img alt="{escape(caption)}" src="data:image/{kind};base64,{data}">'
         f"<figcaption>{escape(caption)}</figcaption></figure>"
     )
 

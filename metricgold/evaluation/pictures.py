@@ -15,10 +15,8 @@ from metricgold.data.sample import Frame
 from metricgold.depth_codec import DepthCodec
 from metricgold.evaluation.baselines import evaluation_mask
 from metricgold.evaluation.predictors import PipelinePredictor
+from metricgold.evaluation.skipped import EXAMPLES_FILE, PANELS_FILE
 from metricgold.geometry import fov_y_deg
-
-PANELS_FILE = "panels.json"
-EXAMPLES_FILE = "examples.json"
 
 
 @dataclass(frozen=True)

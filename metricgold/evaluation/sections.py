@@ -11,7 +11,7 @@ from typing import Any
 from metricgold.evaluation import charts
 from metricgold.evaluation.charts import Series
 from metricgold.evaluation.page import chart_card, picture, section, table, text_cell, tile
-from metricgold.evaluation.pictures import PANELS_FILE
+from metricgold.evaluation.skipped import PANELS_FILE
 from metricgold.evaluation.summary import Record, flatten, read_json
 from metricgold.workspace import Workspace
 

@@ -17,14 +17,15 @@ import pytest
 import yaml
 
 from flows import _dvc
+from metricgold.config import DATASET_NAMES
 from tests.integration.service import ROOT, command, environment, living, run, wait_for
 
 pytestmark = pytest.mark.integration
 
-DATASETS = ["hypersim", "virtual_kitti", "tartanair"]
+DATASETS = list(DATASET_NAMES)
 STAGES = [
     *(f"{stage}@{name}" for stage in ("source", "download", "preprocess") for name in DATASETS),
-    *("base_model", "train_vae", "cache_latents", "train_unet", "train_one_step"),
+    *("data_report", "base_model", "train_vae", "cache_latents", "train_unet", "train_one_step"),
     *(f"evaluate@{name}" for name in DATASETS),
     *("export_onnx", "verify_onnx", "export_trt", "report"),
 ]
@@ -76,7 +77,7 @@ def test_stages_and_their_order(copy: Path) -> None:
     assert _dvc.stage_order(graph) == STAGES
     assert graph["preprocess@tartanair"] == {"download@tartanair"}
     assert graph["train_one_step"] >= {"train_unet", "cache_latents"}
-    assert set(STAGES) == {"report", "verify_onnx"} | set().union(*graph.values())
+    assert set(STAGES) == {"report", "data_report", "verify_onnx"} | set().union(*graph.values())
 
 
 def test_another_profile_invalidates_nothing(copy: Path) -> None:

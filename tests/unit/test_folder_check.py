@@ -17,8 +17,9 @@ from typer.testing import CliRunner
 from metricgold import geometry as geo
 from metricgold.cli import app
 from metricgold.data.depth_kind import KINDS, DepthKind, patch_votes, verdict
-from metricgold.data.folder_check import FolderError, check_folder, load_spec, read_depth
-from metricgold.data.hypersim import parse_cameras, read_hdf5
+from metricgold.data.folder_check import check_folder, load_spec
+from metricgold.data.folder_spec import FolderError, decode_depth
+from metricgold.data.hypersim import parse_cameras, read_ray_distance
 from metricgold.data.procedural import WorldKind, render_scene
 
 SIZE = (120, 160)
@@ -121,7 +122,7 @@ def test_kind_of_genuine_hypersim_depth(real_samples: Path) -> None:
     scene = next(part for part in path.parts if part.startswith("ai_"))
     cameras = parse_cameras((root / "metadata_camera_parameters.csv").read_text())
     intrinsics, _ = geo.hypersim_intrinsics(cameras[scene])
-    distance = read_hdf5(path.read_bytes()).astype(np.float64)
+    distance = read_ray_distance(path.read_bytes()).astype(np.float64)
     assert verdict(patch_votes(distance, np.isfinite(distance), intrinsics)) == "ray"
 
 
@@ -213,7 +214,7 @@ def test_damaged_empty_and_negative_files(tmp_path: Path, frames: Any) -> None:
 def test_a_colour_picture_is_no_depth(tmp_path: Path) -> None:
     Image.new("RGB", (8, 6)).save(tmp_path / "depth.png")
     with pytest.raises(FolderError, match=r"must be one map of numbers \[H, W\], found uint8"):
-        read_depth(tmp_path / "depth.png")
+        decode_depth((tmp_path / "depth.png").read_bytes(), "depth.png")
 
 
 def test_hardly_any_depth(tmp_path: Path) -> None:
@@ -237,7 +238,7 @@ def test_hardly_any_depth(tmp_path: Path) -> None:
         ),
         (
             "{rgb: 'r/{id}.png', depth: 'd/{id}.png'}",
-            "no frame has both files: 0 match 'r/{id}.png'",
+            "no frame has all its files: 0 match 'r/{id}.png'",
         ),
     ],
 )

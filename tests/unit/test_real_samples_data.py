@@ -13,7 +13,12 @@ import pytest
 
 from metricgold.config import DatasetConfig, DownloadConfig, PreprocessConfig, ProfileConfig
 from metricgold.data import download, hypersim, preprocess, source
-from metricgold.data.hypersim import parse_cameras, parse_split, read_hdf5
+from metricgold.data.hypersim import (
+    parse_cameras,
+    parse_split,
+    read_radiance,
+    read_ray_distance,
+)
 from metricgold.data.registry import get_dataset
 from metricgold.data.shards import ShardReader, shard_paths
 from metricgold.data.tone_map import exposure_scale, tone_map
@@ -176,7 +181,7 @@ def test_hypersim_file_list(real_samples: Path) -> None:
 
 
 def test_hypersim_depth_file(real_samples: Path) -> None:
-    distance = read_hdf5((real_samples / DEPTH).read_bytes())
+    distance = read_ray_distance((real_samples / DEPTH).read_bytes())
     assert distance.shape == (768, 1024)
     assert distance.dtype == np.float16
     matrix = parse_cameras((real_samples / CAMERAS).read_text())["ai_037_002"]
@@ -208,7 +213,7 @@ def test_hypersim_frame_of_native_size(real_samples: Path) -> None:
 
 def test_tone_map_of_a_genuine_frame(real_samples: Path) -> None:
     """The table gives what the formula gives pixel by pixel, and P90 lands on 0.8."""
-    radiance = read_hdf5((real_samples / COLOUR).read_bytes())
+    radiance = read_radiance((real_samples / COLOUR).read_bytes())
     valid = np.ones(radiance.shape[:2], bool)
     picture = tone_map(radiance, valid)
     scale = exposure_scale(radiance, valid)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from metricgold.config import PreprocessConfig, ProfileConfig
 from metricgold.data import download, preprocess, source
-from metricgold.data.preprocess import depth_percentiles, rejection
+from metricgold.data.conversion import rejection
 from metricgold.data.sample import Frame
 from metricgold.data.shard_writer import ShardWriter
 from metricgold.data.shards import (
@@ -26,6 +26,7 @@ from metricgold.data.shards import (
     encode_frame,
     shard_paths,
 )
+from metricgold.data.statistics import LOG_DEPTH_EDGES, depth_percentiles
 from metricgold.errors import UserError
 from metricgold.workspace import Workspace
 
@@ -251,7 +252,7 @@ def test_useless_frames_are_rejected_with_a_reason() -> None:
 
 
 def test_percentiles_of_known_depths() -> None:
-    edges = preprocess._LOG_DEPTH_EDGES
+    edges = LOG_DEPTH_EDGES
     depths = np.concatenate([np.full(60, 2.0), np.full(40, 20.0)])
     found = depth_percentiles(np.histogram(np.log(depths), edges)[0])
     for name, expected in {"p0": 2, "p50": 2, "p75": 20, "p100": 20}.items():

@@ -19,6 +19,7 @@ ENTRY_POINTS = {
     "source": "metricgold/data/source.py",
     "download": "metricgold/data/download.py",
     "preprocess": "metricgold/data/preprocess.py",
+    "data_report": "metricgold/evaluation/data_report.py",
     "base_model": "metricgold/training/base_model.py",
     "train_vae": "metricgold/training/vae.py",
     "cache_latents": "metricgold/training/latents.py",
@@ -32,7 +33,7 @@ ENTRY_POINTS = {
 }
 FOLDERS = {
     **{name: name for name in ("source", "raw", "shards", "base_model", "depth_vae", "latents")},
-    **{name: name for name in ("unet", "onnx", "engines", "report")},
+    **{name: name for name in ("data_report", "unet", "onnx", "engines", "report")},
     "model": "metricgold",
     "predictions": "evaluation",
 }

@@ -1,0 +1,1 @@
+"""Public evaluation sets: their official lists, readers and masks, and how they become shards."""
