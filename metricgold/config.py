@@ -61,11 +61,12 @@ class ProceduralConfig(_Section):
 class DatasetConfig(_Section):
     """One dataset: where it comes from, what is taken, how it is split.
 
-    ``weight`` is the mixture probability (relative); 0 leaves the dataset out.
-    ``mirrors`` are base URLs or folders tried in order; ``$NAME`` is replaced
-    by the environment variable. ``procedural`` renders the archives instead. ``releases``
-    is TartanAir's: V1, its successor V2, or both. ``streaming`` downloads, converts and deletes
-    one group of files after the other, so that the archives are never on disk together.
+    ``weight`` is the mixture probability (relative); 0 leaves the dataset out. ``mirrors`` are
+    base URLs or folders tried in order; ``$NAME`` is replaced by the environment variable.
+    ``procedural`` renders the archives instead. ``releases`` is TartanAir's: V1, its successor
+    V2, or both. ``splits``, ``frame_stride``, ``include`` and ``exclude`` (scenes, environments)
+    choose a part of the dataset. ``streaming`` downloads, converts and deletes one group of files
+    after the other, so that the archives are never on disk together.
     """
 
     weight: Annotated[float, Field(ge=0)]
@@ -74,6 +75,7 @@ class DatasetConfig(_Section):
     crop: Size | None = None
     train_size: Size
     releases: tuple[Literal["v1", "v2"], ...] = ("v1",)
+    splits: tuple[Literal["train", "holdout"], ...] = ("train", "holdout")
     frame_stride: PositiveInt = 1
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()

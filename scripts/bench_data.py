@@ -186,7 +186,7 @@ def peak_memory() -> Iterator[list[int]]:
 def bench_scaling(samples: Path, folder: Path, config: ProfileConfig) -> dict[str, Any]:
     """Frames a second with 1 and 2 processes, and the peak memory of all of them together."""
     result: dict[str, Any] = {}
-    for frames in (64, 256):
+    for frames in (64, 512):
         raw = folder / f"raw_{frames}"
         native_scene(samples, raw, frames)
         for workers in (1, 2):
@@ -205,7 +205,7 @@ def bench_scaling(samples: Path, folder: Path, config: ProfileConfig) -> dict[st
                 "frames_a_second": round(frames / seconds, 2),
                 "peak_memory_mb": round(peak[0] / 1e6),
             }
-    one, two = (result[f"256 frames, {n}"]["frames_a_second"] for n in ("1 process", "2 processes"))
+    one, two = (result[f"512 frames, {n}"]["frames_a_second"] for n in ("1 process", "2 processes"))
     result["two_processes_over_one"] = round(two / one, 2)
     return result
 

@@ -202,6 +202,7 @@ def _process(job: _Job) -> list[_Outcome]:
             outcomes.append(_Outcome(ref.split, ref.key, None, reason))
             continue
         encoded = encode_frame(frame, job.preprocess.rgb_quality)
+        _ = encoded.crc32  # computed here, not in the process that writes
         outcomes.append(_Outcome(ref.split, ref.key, encoded, statistics=measure(encoded)))
     return outcomes
 

@@ -167,7 +167,7 @@ class Dataset(ABC):
         """Native bytes of one frame to a :class:`Frame` in native resolution."""
 
     def index(self, raw: Path, config: DatasetConfig) -> list[FrameRef]:
-        """The frames that are used, with their split, after stride and include/exclude.
+        """The frames that are used, with their split, after splits, stride, include/exclude.
 
         Raises:
             UserError: an archive or a table is damaged, or a frame is there twice.
@@ -184,7 +184,7 @@ class Dataset(ABC):
         if len(counts) < len(refs):
             key = counts.most_common(1)[0][0]
             raise DatasetError(f"{self.name}: frame {key} is {counts[key]} times in {raw}")
-        return _split_by_config(refs, config)
+        return [ref for ref in _split_by_config(refs, config) if ref.split in config.splits]
 
     def read(self, raw: Path, ref: FrameRef, config: DatasetConfig, depth_max_m: float) -> Frame:
         """One frame from its archives, cropped as configured.

@@ -26,6 +26,7 @@ from metricgold.data.dataset import (
     Part,
     ReadMetadata,
     RemoteFile,
+    Split,
     is_selected,
     masked_frame,
     named_in,
@@ -148,7 +149,11 @@ class Hypersim(Dataset):
         """The metadata CSVs and one zip a scene: see ``Dataset``."""
         files = [RemoteFile(path, urls=urls) for path, urls in METADATA_URLS.items()]
         scenes: dict[str, list[str]] = defaultdict(list)
-        for scene, camera, frame in sorted(parse_split(read(SPLIT_CSV).decode())):
+        for (scene, camera, frame), partition in sorted(
+            parse_split(read(SPLIT_CSV).decode()).items()
+        ):
+            if not _may_be_in(partition, config):
+                continue
             if on_stride(frame, config) and _wanted(f"{scene}/{camera}", config):
                 scenes[scene] += [
                     colour_member(scene, camera, frame),
@@ -184,7 +189,7 @@ class Hypersim(Dataset):
                     FrameRef(
                         key=f"{scene}/{camera}/{frame:04d}",
                         scene=f"{scene}/{camera}",
-                        split="train" if partition == "train" else "holdout",
+                        split=_split_of(partition),
                         rgb=Part(archive, match.string),
                         depth=Part(archive, depth),
                         camera=tuple(cameras[scene].ravel().tolist()),
@@ -212,3 +217,13 @@ class Hypersim(Dataset):
 def _wanted(path: str, config: DatasetConfig) -> bool:
     known_bad = [entry for entry in KNOWN_BAD if entry not in config.include]
     return is_selected(path, config) and not named_in(known_bad, path)
+
+
+def _split_of(partition: str) -> Split:
+    return "train" if partition == "train" else "holdout"
+
+
+def _may_be_in(partition: str, config: DatasetConfig) -> bool:
+    """Whether a frame of the official ``partition`` may be of a split that is wanted."""
+    own_split = bool(config.holdout or config.holdout_last_frames)
+    return own_split or _split_of(partition) in config.splits

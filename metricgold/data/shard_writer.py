@@ -93,8 +93,8 @@ class ShardWriter:
         assert self._file is not None
         group = self._file.create_group(scene)
         first = self._batch[0]
-        depth_codec = hdf5plugin.Blosc2(cname="zstd", clevel=5, filters=hdf5plugin.Blosc2.SHUFFLE)
-        bits_codec = hdf5plugin.Blosc2(cname="zstd", clevel=5, filters=hdf5plugin.Blosc2.NOFILTER)
+        depth_codec = hdf5plugin.Blosc2(cname="zstd", clevel=3, filters=hdf5plugin.Blosc2.SHUFFLE)
+        bits_codec = hdf5plugin.Blosc2(cname="zstd", clevel=3, filters=hdf5plugin.Blosc2.NOFILTER)
         _create(group, "depth", first.depth.shape, first.depth.dtype, 1, depth_codec)
         _create(group, "sky", first.sky.shape, np.uint8, 1, bits_codec)
         _create(group, "rgb", (), np.uint8, min(1 << 16, max(1 << 12, len(first.rgb) // 4)))
@@ -109,8 +109,8 @@ class ShardWriter:
         batch = self._batch
         lengths = np.cumsum([len(frame.rgb) for frame in batch])
         rows: dict[str, Any] = {
-            "depth": np.stack([frame.depth for frame in batch]),
-            "sky": np.stack([frame.sky for frame in batch]),
+            "depth": [frame.depth for frame in batch],
+            "sky": [frame.sky for frame in batch],
             "rgb": np.frombuffer(b"".join(frame.rgb for frame in batch), np.uint8),
             "rgb_end": lengths + group["rgb"].shape[0],
             "intrinsics": np.stack([frame.intrinsics for frame in batch]),
@@ -120,8 +120,13 @@ class ShardWriter:
         }
         for name, values in rows.items():
             dataset, count = group[name], len(values)
-            dataset.resize(dataset.shape[0] + count, axis=0)
-            dataset[-count:] = values
+            before = dataset.shape[0]
+            dataset.resize(before + count, axis=0)
+            if name in ("depth", "sky"):  # a chunk a frame: no need to put them together first
+                for row, value in enumerate(values):
+                    dataset[before + row] = value
+            else:
+                dataset[before:] = values
         self._written += int(lengths[-1]) + sum(frame.depth.nbytes // 4 for frame in batch)
 
 

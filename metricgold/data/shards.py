@@ -14,6 +14,7 @@ import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,7 +48,7 @@ class EncodedFrame:
     sky: NDArray[np.uint8]  # [ceil(H W / 8)], packed bits
     intrinsics: NDArray[np.float64]  # [3, 3]
 
-    @property
+    @cached_property
     def crc32(self) -> int:
         """Over everything that is decoded, in the order of the fields."""
         pieces = (

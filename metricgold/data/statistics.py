@@ -70,8 +70,9 @@ def measure(frame: EncodedFrame) -> FrameStatistics:
         valid_ratio=float(counts.sum() / codes.size),
         sky_share=float(np.unpackbits(frame.sky, count=frame.depth.size).mean()),
         depth_range_m=(float(_DEPTH_OF_CODE[there[0]]), float(_DEPTH_OF_CODE[there[-1]])),
-        log_depth_sum=float(counts @ _LOG_OF_CODE),
-        log_depth_squares=float(counts @ _LOG_OF_CODE**2),
+        # Not a dot product: BLAS would spread it over threads, which get in the workers' way.
+        log_depth_sum=float((counts * _LOG_OF_CODE).sum()),
+        log_depth_squares=float((counts * _LOG_OF_CODE**2).sum()),
         depth_counts=np.bincount(_BIN_OF_CODE, counts, _FINE_BINS).astype(np.int64),
     )
 
