@@ -27,6 +27,7 @@ from metricgold.data.statistics import (
 from metricgold.progress import progress_bar
 
 DAMAGED = "cannot be decoded"
+OTHER_SIZE = "not of the size of the scene's first frame"
 MIN_RGB_RANGE = 10
 """Pictures whose values span less are blank."""
 _CHUNK = 8
@@ -134,7 +135,7 @@ def convert(
             if outcome.frame is not None:  # a scene's frames are stored in one array
                 shape = outcome.frame.depth.shape
                 if sizes.setdefault(outcome.frame.scene, shape) != shape:
-                    outcome = _Outcome(outcome.split, outcome.key, None, DAMAGED)
+                    outcome = _Outcome(outcome.split, outcome.key, None, OTHER_SIZE)
             tallies[outcome.split].add(outcome)
             if outcome.frame is not None:
                 writers[outcome.split].add(outcome.frame)

@@ -29,6 +29,10 @@ def read_array(data: bytes, name: str = "dataset") -> NDArray[np.generic]:
     try:
         file = h5py.h5f.open_file_image(data)
         try:
+            if not file.links.exists(name.encode()):
+                raise ValueError(f"holds no '{name}'")
+            if file.links.get_info(name.encode()).type != h5py.h5l.TYPE_HARD:
+                raise ValueError(f"'{name}' is a link")
             return _read(data, h5py.h5d.open(file, name.encode()))
         finally:
             file.close()
@@ -45,6 +49,8 @@ def _read(data: bytes, dataset: h5py.h5d.DatasetID) -> NDArray[np.generic]:
     if math.prod(shape) * dtype.itemsize > MAX_BYTES:
         raise ValueError(f"declares {shape} numbers, more than a frame can have")
     plan = dataset.get_create_plist()
+    if plan.get_external_count() or plan.get_layout() == h5py.h5d.VIRTUAL:
+        raise ValueError("the numbers are in another file")
     if _is_gzip_only(plan):
         chunks: list[_Chunk] = []
         plain = True

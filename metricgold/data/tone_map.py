@@ -18,12 +18,18 @@ def exposure_scale(radiance: NDArray[np.floating], valid_mask: NDArray[np.bool_]
     """``s`` that maps the 90th percentile of brightness to 0.8 after gamma.
 
     ``s = 0.8^2.2 / P90(0.3 R + 0.59 G + 0.11 B over valid)``; 0 if P90 < 1e-4, and 1 if
-    no pixel is valid (the formula of the Hypersim toolkit).
+    no pixel is valid (the formula of the Hypersim toolkit). NaN is left out of the percentile.
+
+    Raises:
+        ValueError: every valid pixel is NaN.
     """
     if not valid_mask.any():
         return 1.0
-    brightness = radiance.astype(np.float32) @ _LUMA  # [H, W]
-    bright = float(np.percentile(brightness[valid_mask], BRIGHTNESS_PERCENTILE))
+    brightness = (radiance.astype(np.float32) @ _LUMA)[valid_mask]
+    brightness = brightness[~np.isnan(brightness)]
+    if not brightness.size:
+        raise ValueError("the colour of no valid pixel is a number")
+    bright = float(np.percentile(brightness, BRIGHTNESS_PERCENTILE))
     return 0.0 if bright < DARKEST else TARGET_BRIGHTNESS**GAMMA / bright
 
 
