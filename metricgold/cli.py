@@ -49,6 +49,8 @@ def inspect(path: ShardPath = Path("artifacts/shards")) -> None:
             f"picture {human_bytes(round(s.rgb_bytes))}, depth {human_bytes(round(s.depth_bytes))}"
         )
         print(f"  {human_bytes(s.bytes)} on disk; a frame: {stored}")
+        for line in s.made_from:
+            print(f"  {line}")
 
 
 @data.command()

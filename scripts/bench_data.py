@@ -197,9 +197,9 @@ def bench_scaling(samples: Path, folder: Path, config: ProfileConfig) -> dict[st
             with worker_pool(workers) as pool, peak_memory() as peak:
                 if pool is not None:  # processes that are up, with everything imported
                     warm = folder / f"warm_{frames}"
-                    convert(changed, "hypersim", raw, warm, pool, False)
+                    convert(changed, "hypersim", raw, warm, pool, {}, False)
                 start = time.perf_counter()
-                convert(changed, "hypersim", raw, folder / f"o_{frames}_{workers}", pool, False)
+                convert(changed, "hypersim", raw, folder / f"o_{frames}_{workers}", pool, {}, False)
                 seconds = time.perf_counter() - start
             result[f"{frames} frames, {workers} process{'es' * (workers > 1)}"] = {
                 "frames_a_second": round(frames / seconds, 2),

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import multiprocessing
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from metricgold import __version__
 from metricgold.config import DatasetConfig, DatasetName, PreprocessConfig, ProfileConfig
 from metricgold.data.dataset import SPLITS, DatasetError, FrameRef, Split
 from metricgold.data.registry import get_dataset
@@ -30,6 +32,8 @@ DAMAGED = "cannot be decoded"
 OTHER_SIZE = "not of the size of the scene's first frame"
 MIN_RGB_RANGE = 10
 """Pictures whose values span less are blank."""
+_ARCHIVES_NAMED = 4
+"""Archives that a scene's provenance names; a hash over all of them stands beside."""
 _CHUNK = 8
 _EXAMPLES = 5
 """Keys of left-out frames that the report names for each reason."""
@@ -107,9 +111,12 @@ def convert(
     raw: Path,
     folder: Path,
     pool: Executor | None,
+    hashes: Mapping[str, str],
     show_progress: bool = True,
 ) -> dict[Split, Tally]:
     """Write the shards of the archives in ``raw`` into ``folder``; returns what was counted.
+
+    ``hashes`` are the SHA-256 of the archives by their paths, for the scenes' provenance.
 
     Without a pool everything is done in this process. Memory does not grow with the number of
     frames: only a few jobs are under way.
@@ -120,9 +127,10 @@ def convert(
     refs = _index(dataset, raw, config.datasets[dataset])
     tallies: dict[Split, Tally] = {split: Tally() for split in SPLITS}
     sizes: dict[str, tuple[int, ...]] = {}
+    provenance = _provenance(config, dataset, refs, hashes)
     with (
-        ShardWriter(folder, "train") as train,
-        ShardWriter(folder, "holdout") as holdout,
+        ShardWriter(folder, "train", provenance=provenance) as train,
+        ShardWriter(folder, "holdout", provenance=provenance) as holdout,
         progress_bar(
             description="preprocessing", total=len(refs), unit="frame", disable=not show_progress
         ) as bar,
@@ -141,6 +149,36 @@ def convert(
                 writers[outcome.split].add(outcome.frame)
             bar.update()
     return tallies
+
+
+def _provenance(
+    config: ProfileConfig,
+    dataset: DatasetName,
+    refs: list[FrameRef],
+    hashes: Mapping[str, str],
+) -> Callable[[str], dict[str, Any]]:
+    """What a scene's shard says of where it comes from."""
+    archives: dict[str, set[str]] = {}
+    for ref in refs:
+        archives.setdefault(ref.scene, set()).update((ref.rgb.archive, ref.depth.archive))
+    settings = config.datasets[dataset]
+    procedural = settings.procedural is not None
+
+    def of(scene: str) -> dict[str, Any]:
+        """As it is written."""
+        lines = [f"{hashes.get(path, '')}  {path}" for path in sorted(archives[scene])]
+        return {
+            "dataset": dataset,
+            "licence": "" if procedural else get_dataset(dataset).licence,
+            "archives": lines[:_ARCHIVES_NAMED],
+            "archives_sha256": hashlib.sha256("\n".join(lines).encode()).hexdigest(),
+            "crop": settings.crop,
+            "rgb_quality": config.preprocess.rgb_quality,
+            "depth_max_m": config.codec.depth_max_m,
+            "metricgold": __version__,
+        }
+
+    return of
 
 
 @contextmanager

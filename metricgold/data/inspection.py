@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ class ShardSummary:
         sizes: (height, width) in pixels of each scene's frames, without repetition.
         fov_y_deg, valid_ratio: least, mean and greatest over the frames; degrees and shares.
         rgb_bytes, depth_bytes: mean size of a stored frame.
+        made_from: what the shard says of its origin, a line for each that differs.
     """
 
     path: Path
@@ -40,6 +42,7 @@ class ShardSummary:
     valid_ratio: tuple[float, float, float]
     rgb_bytes: float
     depth_bytes: float
+    made_from: tuple[str, ...]
 
 
 def find_shards(path: Path) -> list[Path]:
@@ -60,12 +63,14 @@ def find_shards(path: Path) -> list[Path]:
 def summarise(path: Path) -> ShardSummary:
     """Summary of one shard; raises :class:`ShardError` where it cannot be read."""
     sizes: dict[tuple[int, int], None] = {}
+    made_from: dict[str, None] = {}
     fovs: list[float] = []
     ratios: list[float] = []
     scenes = rgb_bytes = depth_bytes = 0
     with _groups(path) as groups:
         for group in groups.values():
             scenes += 1
+            made_from[_origin(group.attrs["provenance"])] = None
             height, width = (int(n) for n in group["depth"].shape[1:])
             sizes[height, width] = None
             fovs += [fov_y_deg(k, height) for k in group["intrinsics"][()]]
@@ -83,6 +88,7 @@ def summarise(path: Path) -> ShardSummary:
         valid_ratio=_spread(ratios),
         rgb_bytes=rgb_bytes / max(1, frames),
         depth_bytes=depth_bytes / max(1, frames),
+        made_from=tuple(made_from),
     )
 
 
@@ -166,6 +172,13 @@ def _groups(path: Path) -> Iterator[dict[str, h5py.Group]]:
 def _valid_ratios(path: Path) -> list[float]:
     with _groups(path) as groups:
         return [r for group in groups.values() for r in group["valid_ratio"][()].tolist()]
+
+
+def _origin(provenance: str) -> str:
+    """Dataset, version that wrote it and licence in a line."""
+    told = json.loads(provenance)
+    licence = told.get("licence") or "none (rendered)"
+    return f"{told.get('dataset')} by metricgold {told.get('metricgold')}, licence: {licence}"
 
 
 def _spread(values: Sequence[float]) -> tuple[float, float, float]:

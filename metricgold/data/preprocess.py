@@ -33,7 +33,8 @@ def run(config: ProfileConfig, workspace: Workspace, dataset: str) -> dict[str, 
         warnings = reader.findings(workspace.raw(dataset))
         print("".join(f"{dataset}: {line}\n" for line in warnings), end="")
         with worker_pool(config.preprocess.workers) as pool:
-            tallies = convert(config, reader.name, workspace.raw(dataset), folder, pool)
+            hashes = {entry["path"]: entry["sha256"] for entry in manifest["files"]}
+            tallies = convert(config, reader.name, workspace.raw(dataset), folder, pool, hashes)
     if settings.enabled:
         _check(reader.name, tallies, settings)
     report: dict[str, Any] = {

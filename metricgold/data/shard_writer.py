@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,11 +26,19 @@ class ShardWriter:
     """Writes ``{split}-000.h5``, ``-001``, …; frames of a scene must come one after another.
 
     A shard is flushed to disk and takes its name only when it is complete; a new one is
-    begun between scenes once ``shard_bytes`` have been written.
+    begun between scenes once ``shard_bytes`` have been written. ``provenance`` says of a scene
+    what it was made from; it is kept with the scene, as JSON.
     """
 
-    def __init__(self, folder: Path, split: Split, shard_bytes: int = SHARD_BYTES) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        split: Split,
+        shard_bytes: int = SHARD_BYTES,
+        provenance: Callable[[str], Mapping[str, Any]] = lambda scene: {},
+    ) -> None:
         self._folder, self._split, self._limit = folder, split, shard_bytes
+        self._provenance = provenance
         self._file: h5py.File | None = None
         self._written = 0
         self._count = 0
@@ -103,6 +112,7 @@ class ShardWriter:
         _create(group, "key", (), h5py.string_dtype(), _BATCH)
         _create(group, "valid_ratio", (), np.float32, _BATCH)
         _create(group, "crc32", (), np.uint32, _BATCH)
+        group.attrs["provenance"] = json.dumps(self._provenance(scene))
         return group
 
     def _append(self, group: h5py.Group) -> None:

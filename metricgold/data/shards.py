@@ -3,12 +3,14 @@
 A shard has one group a scene; in it ``depth`` [N, H, W] float16 or float32 metres (0: not
 valid; one chunk a frame, Blosc2-zstd), ``sky`` [N, bytes] packed bits, ``rgb`` all JPEG or PNG
 bytes one after the other with ``rgb_end`` [N] their ends, ``intrinsics`` [N, 3, 3], ``key``,
-``valid_ratio`` and ``crc32`` [N]. float16 keeps depth within a relative error of 2^-11.
+``valid_ratio`` and ``crc32`` [N], and the attribute ``provenance`` (JSON). float16 keeps depth
+within a relative error of 2^-11.
 """
 
 from __future__ import annotations
 
 import io
+import json
 import os
 import zlib
 from bisect import bisect_right
@@ -28,7 +30,7 @@ from metricgold.data.dataset import Split
 from metricgold.data.sample import Frame
 from metricgold.errors import UserError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SUFFIX = ".h5"
 _T = TypeVar("_T")
 
@@ -172,6 +174,21 @@ class ShardReader(Sequence[Frame]):
         if path not in self._handles:
             self._handles[path] = _open_shard(path)
         return self._handles[path]
+
+    def provenance(self, index: int) -> dict[str, Any]:
+        """What the scene of a frame was made from: dataset, licence, archives and settings.
+
+        Raises:
+            ShardError: it is damaged.
+        """
+        path, scene, _ = self._locate(index)
+        try:
+            found = json.loads(self._open(path)[scene].attrs["provenance"])
+        except ShardError:
+            raise
+        except Exception as error:  # as above
+            raise ShardError(f"{path}: scene {scene} is damaged ({error}); {_ADVICE}") from None
+        return dict(found)
 
     def close(self) -> None:
         """Close this process's handles; the next read opens them again."""

@@ -78,7 +78,8 @@ def stream(
                 if not (store.folder / entry.path).exists():
                     link(common_store.folder / entry.path, store.folder / entry.path)
             with replaced_folder(state.converted(name)) as part:
-                tallies = convert(config, dataset, store.folder, part, pool, show_progress=False)
+                hashes = {entry.path: entry.sha256 for entry in got.files}
+                tallies = convert(config, dataset, store.folder, part, pool, hashes, False)
                 (part / _GROUP).write_bytes(pickle.dumps((got, tallies)))
             state.drop(name)
             state.pack(groups, SHARD_BYTES)

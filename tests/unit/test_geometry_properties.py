@@ -434,7 +434,7 @@ def patches(genuine: dict[str, list[Frame]]) -> dict[str, list[list[Patch]]]:
 
 @pytest.mark.parametrize("name", ["tartanair", "hypersim"])
 @pytest.mark.parametrize("change", list(AUGMENTATIONS))
-@pytest.mark.parametrize("size", [(120, 160), (97, 211), (480, 640)])
+@pytest.mark.parametrize("size", [(120, 160), (97, 211), (300, 400)])
 def test_genuine_planes_stay_where_they_are(
     patches: dict[str, list[list[Patch]]], name: str, change: str, size: tuple[int, int]
 ) -> None:
@@ -453,8 +453,7 @@ def test_genuine_planes_stay_where_they_are(
                 stale, _ = plane_error(patch, sample, frame.intrinsics, shown, flip)
                 checked += 1
                 fooled += stale <= 1.001 * allowed + 1e-6
-    if (name, size) != ("tartanair", (480, 640)):  # its own size, at which K need not change
-        assert checked >= 8
+    assert checked >= 8
     assert fooled <= 0.1 * checked
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import pickle
@@ -210,6 +211,24 @@ def _report(reader: ShardReader, answers: Connection) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_every_scene_says_what_it_was_made_from(
+    project: Workspace, tiny_data_config: ProfileConfig
+) -> None:
+    preprocess.run(tiny_data_config, project, "tartanair")
+    reader = ShardReader(shard_paths(project.shards("tartanair"), "train"))
+    manifest = json.loads((project.raw("tartanair") / "manifest.json").read_text())
+    hashes = {entry["path"]: entry["sha256"] for entry in manifest["files"]}
+    for index in range(len(reader)):
+        told = reader.provenance(index)
+        assert (told["dataset"], told["rgb_quality"], told["depth_max_m"]) == ("tartanair", 95, 80)
+        assert len(told["archives"]) == 2
+        for line in told["archives"]:
+            digest, path = line.split("  ")
+            assert hashes[path] == digest
+            assert reader.scene_of(index).startswith(path.rpartition("/")[0])
+    reader.close()
+
+
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_a_used_reader_works_in_workers(tmp_path: Path, method: str) -> None:
     """A child opens files of its own: with fork it would inherit the parent's handles."""

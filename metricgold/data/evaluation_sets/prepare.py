@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from metricgold import __version__
 from metricgold.config import DownloadConfig
 from metricgold.data.archives import close_archives, read_part
 from metricgold.data.dataset import DatasetError, Part
@@ -181,8 +182,10 @@ class _Outcome:
 def _write(outcome: _Outcome, raw: Path, refs: list[EvaluationRef], folder: Path) -> None:
     """Read, judge and store every frame; damaged ones are named as they are met."""
     sizes: dict[str, tuple[int, ...]] = {}
+    member = outcome.member
+    provenance = {"dataset": member.name, "licence": member.licence, "metricgold": __version__}
     with (
-        ShardWriter(folder, "holdout") as writer,
+        ShardWriter(folder, "holdout", provenance=lambda _: provenance) as writer,
         progress_bar(description=outcome.member.name, total=len(refs), unit="frame") as bar,
     ):
         for ref in refs:
