@@ -198,7 +198,7 @@ def test_missing_and_foreign_files_are_told(tmp_path: Path) -> None:
         ShardReader([tmp_path / "cut.h5"])
     with h5py.File(path, "r+") as file:
         file.attrs["schema_version"] = 99
-    with pytest.raises(ShardError, match="version 99, this code reads 1"):
+    with pytest.raises(ShardError, match="version 99, this code reads 2"):
         ShardReader([path])
 
 
