@@ -15,7 +15,7 @@ from typing import Any
 
 from metricgold import __version__
 from metricgold.config import DatasetConfig, DatasetName, PreprocessConfig, ProfileConfig
-from metricgold.data.dataset import SPLITS, DatasetError, FrameRef, Split
+from metricgold.data.dataset import SPLITS, DatasetError, FrameError, FrameRef, Split
 from metricgold.data.registry import get_dataset
 from metricgold.data.sample import Frame
 from metricgold.data.shard_writer import ShardWriter
@@ -29,7 +29,8 @@ from metricgold.data.statistics import (
 from metricgold.progress import progress_bar
 
 DAMAGED = "cannot be decoded"
-OTHER_SIZE = "not of the size of the scene's first frame"
+"""Begins the reason of every frame that is damaged; what of it is told after a colon."""
+OTHER_SIZE = f"{DAMAGED}: not of the size of the scene's first frame"
 MIN_RGB_RANGE = 10
 """Pictures whose values span less are blank."""
 _ARCHIVES_NAMED = 4
@@ -234,7 +235,9 @@ def _process(job: _Job) -> list[_Outcome]:
         except DatasetError as error:
             if error.__cause__ is None:  # not the frame's fault: the configuration is wrong
                 raise
-            outcomes.append(_Outcome(ref.split, ref.key, None, DAMAGED))
+            kind = error.kind if isinstance(error, FrameError) else ""
+            reason = f"{DAMAGED}: {kind}" if kind else DAMAGED
+            outcomes.append(_Outcome(ref.split, ref.key, None, reason))
             continue
         reason = rejection(frame, job.preprocess)
         if reason:

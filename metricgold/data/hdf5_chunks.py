@@ -27,7 +27,10 @@ def read_array(data: bytes, name: str = "dataset") -> NDArray[np.generic]:
             numbers, or more than ``MAX_BYTES`` of them. HDF5's and zlib's errors become this one.
     """
     try:
-        file = h5py.h5f.open_file_image(data)
+        try:
+            file = h5py.h5f.open_file_image(data)
+        except ValueError as error:  # h5py's own, for bytes that are no HDF5
+            raise OSError(error) from None
         try:
             if not file.links.exists(name.encode()):
                 raise ValueError(f"holds no '{name}'")

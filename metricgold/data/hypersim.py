@@ -11,6 +11,8 @@ import csv
 import io
 import re
 from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -23,14 +25,17 @@ from metricgold.data.dataset import (
     Dataset,
     DatasetError,
     FrameRef,
-    Part,
     ReadMetadata,
     RemoteFile,
     Split,
+    UnfitError,
     is_selected,
     masked_frame,
     named_in,
     on_stride,
+    part_of,
+    reading,
+    unique,
 )
 from metricgold.data.hdf5_chunks import read_array
 from metricgold.data.sample import Frame
@@ -56,6 +61,11 @@ KNOWN_BAD = (
 )  # fmt: skip
 """Left out unless ``include`` names exactly such an entry."""
 
+_PUBLIC = "included_in_public_release"
+_PARTITIONS = ("train", "val", "test")
+_DEPTH = re.compile(
+    r"(ai_\d+_\d+)/images/scene_(cam_\d+)_geometry_hdf5/frame\.(\d+)\.depth_meters\.hdf5$"
+)
 _COLOUR = re.compile(r"(ai_\d+_\d+)/images/scene_(cam_\d+)_final_hdf5/frame\.(\d+)\.color\.hdf5$")
 
 
@@ -70,29 +80,52 @@ def depth_member(scene: str, camera: str, frame: int) -> str:
 
 
 def parse_cameras(text: str) -> dict[str, np.ndarray]:
-    """Scene name to ``M_cam_from_uv`` [3, 3] from ``metadata_camera_parameters.csv``."""
+    """Scene name to ``M_cam_from_uv`` [3, 3] from ``metadata_camera_parameters.csv``.
+
+    Raises:
+        DatasetError: a column is missing, or a cell does not hold what it should.
+    """
     fields = [f"M_cam_from_uv_{i}{j}" for i in range(3) for j in range(3)]
-    try:
+    with _table_of(CAMERA_CSV):
         return {
             row["scene_name"]: np.array([float(row[f]) for f in fields]).reshape(3, 3)
-            for row in csv.DictReader(io.StringIO(text))
+            for row in _rows(text, ["scene_name", *fields])
         }
-    except (KeyError, TypeError, ValueError) as error:
-        raise DatasetError(f"hypersim: {CAMERA_CSV} cannot be read: {error}") from None
 
 
 def parse_split(text: str) -> dict[tuple[str, str, int], str]:
-    """(scene, camera, frame) of every public frame to ``train``, ``val`` or ``test``."""
+    """(scene, camera, frame) of every public frame to ``train``, ``val`` or ``test``.
+
+    Raises:
+        DatasetError: a column is missing, or a cell does not hold what it should.
+    """
+    keys = ("scene_name", "camera_name", "frame_id", "split_partition_name")
+    found = {}
+    with _table_of(SPLIT_CSV):
+        for row in _rows(text, [*keys, _PUBLIC]):
+            if row[_PUBLIC] == "True":
+                scene, camera, frame, partition = (row[key] for key in keys)
+                if partition not in _PARTITIONS:
+                    raise ValueError(f"'{partition}' is none of {', '.join(_PARTITIONS)}")
+                found[scene, camera, int(frame)] = partition
+    return found
+
+
+@contextmanager
+def _table_of(name: str) -> Iterator[None]:
+    """Whatever goes wrong inside is the fault of the table called ``name``."""
     try:
-        return {
-            (row["scene_name"], row["camera_name"], int(row["frame_id"])): row[
-                "split_partition_name"
-            ]
-            for row in csv.DictReader(io.StringIO(text))
-            if row["included_in_public_release"] == "True"
-        }
-    except (KeyError, TypeError, ValueError) as error:
-        raise DatasetError(f"hypersim: {SPLIT_CSV} cannot be read: {error}") from None
+        yield
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
+        raise DatasetError(f"hypersim: {name} cannot be read: {error}") from None
+
+
+def _rows(text: str, columns: Sequence[str]) -> Iterator[dict[str, str]]:
+    reader = csv.DictReader(io.StringIO(text))
+    for column in columns:
+        if column not in (reader.fieldnames or ()):
+            raise ValueError(f"no column '{column}'")
+    yield from reader
 
 
 def read_radiance(data: bytes) -> NDArray[np.float16]:
@@ -150,7 +183,7 @@ class Hypersim(Dataset):
         files = [RemoteFile(path, urls=urls) for path, urls in METADATA_URLS.items()]
         scenes: dict[str, list[str]] = defaultdict(list)
         for (scene, camera, frame), partition in sorted(
-            parse_split(read(SPLIT_CSV).decode()).items()
+            parse_split(read(SPLIT_CSV).decode("utf-8", "replace")).items()
         ):
             if not _may_be_in(partition, config):
                 continue
@@ -176,23 +209,21 @@ class Hypersim(Dataset):
         split = parse_split((raw / SPLIT_CSV).read_text(encoding="utf-8"))
         refs = []
         for path in sorted((raw / "scenes").glob("*.zip")):
-            names = set(zip_names(path))
-            for match in filter(None, map(_COLOUR.search, sorted(names))):
-                scene, camera, frame = match[1], match[2], int(match[3])
-                depth = depth_member(scene, camera, frame)
-                partition = split.get((scene, camera, frame))
-                skip = not _wanted(f"{scene}/{camera}", config)
-                if skip or partition is None or depth not in names or scene not in cameras:
+            archive = f"scenes/{path.name}"
+            colours, depths = (_members(path, pattern) for pattern in (_COLOUR, _DEPTH))
+            for scene, camera, number in sorted(colours.keys() | depths.keys()):
+                partition = split.get((scene, camera, int(number)))
+                if partition is None or not _wanted(f"{scene}/{camera}", config):
                     continue
-                archive = f"scenes/{path.name}"
+                matrix = cameras.get(scene)
                 refs.append(
                     FrameRef(
-                        key=f"{scene}/{camera}/{frame:04d}",
+                        key=f"{scene}/{camera}/{int(number):04d}",
                         scene=f"{scene}/{camera}",
                         split=_split_of(partition),
-                        rgb=Part(archive, match.string),
-                        depth=Part(archive, depth),
-                        camera=tuple(cameras[scene].ravel().tolist()),
+                        rgb=part_of(archive, colours.get((scene, camera, number))),
+                        depth=part_of(archive, depths.get((scene, camera, number))),
+                        camera=() if matrix is None else tuple(matrix.ravel().tolist()),
                     )
                 )
         return refs
@@ -201,17 +232,30 @@ class Hypersim(Dataset):
         self, ref: FrameRef, rgb_bytes: bytes, depth_bytes: bytes, depth_max_m: float
     ) -> Frame:
         """Tone-mapped colour, z-depth from ray distance, the scene's own K: see ``Dataset``."""
-        ray_distance = read_ray_distance(depth_bytes)
-        radiance = read_radiance(rgb_bytes)
+        with reading("depth"):
+            ray_distance = read_ray_distance(depth_bytes)
+        with reading("picture"):
+            radiance = read_radiance(rgb_bytes)
+        if not ref.camera:
+            raise UnfitError("camera", f"{CAMERA_CSV} has no row for this scene")
         intrinsics, ray_length = _camera(ref.camera, *ray_distance.shape)
-        depth = ray_distance / ray_length  # float64
+        with np.errstate(invalid="ignore"):
+            depth = ray_distance / ray_length  # float64
         seen = np.isfinite(depth)
         if radiance.shape[:2] != depth.shape:
-            raise ValueError(f"colour is {radiance.shape[:2]} and depth {depth.shape} pixels")
+            sizes = f"colour is {radiance.shape[:2]} and depth {depth.shape} pixels"
+            raise UnfitError("size", sizes)
         low, high = DEPTH_RANGE_M
         valid = seen & (depth > low) & (depth < high)
         sky = np.zeros_like(valid)  # Hypersim does not tell sky from other emptiness
-        return masked_frame(ref, tone_map(radiance, seen), depth, valid, sky, intrinsics)
+        with reading("picture"):
+            rgb = tone_map(radiance, seen)
+        return masked_frame(ref, rgb, depth, valid, sky, intrinsics)
+
+
+def _members(path: Path, pattern: re.Pattern[str]) -> dict[tuple[str, ...], str]:
+    """(scene, camera, frame) to member."""
+    return unique(path, ((m.groups(), m.string) for m in map(pattern.search, zip_names(path)) if m))
 
 
 def _wanted(path: str, config: DatasetConfig) -> bool:

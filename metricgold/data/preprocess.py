@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from metricgold.config import DatasetConfig, ProfileConfig
@@ -30,6 +32,7 @@ def run(config: ProfileConfig, workspace: Workspace, dataset: str) -> dict[str, 
     if settings.enabled and manifest["streaming"]:
         tallies, manifest = stream(config, workspace, reader.name, folder)
     elif settings.enabled:
+        _check_files(workspace.raw(dataset), manifest)
         warnings = reader.findings(workspace.raw(dataset))
         print("".join(f"{dataset}: {line}\n" for line in warnings), end="")
         with worker_pool(config.preprocess.workers) as pool:
@@ -59,8 +62,23 @@ def run(config: ProfileConfig, workspace: Workspace, dataset: str) -> dict[str, 
     return report
 
 
+def _check_files(raw: Path, manifest: Mapping[str, Any]) -> None:
+    """Refuse a download of which a file is gone or cut short: its frames would just be lacking."""
+    for entry in manifest["files"]:
+        path = raw / entry["path"]
+        size = path.stat().st_size if path.is_file() else None
+        if size != entry["size"]:
+            found = "is gone" if size is None else f"has {size} instead of {entry['size']} bytes"
+            raise DatasetError(f"{path}: {found}; run the stage 'download' again")
+
+
 def _check(dataset: str, tallies: dict[Split, Tally], settings: DatasetConfig) -> None:
-    damaged = sum(tally.rejected[DAMAGED] for tally in tallies.values())
+    damaged = sum(
+        count
+        for tally in tallies.values()
+        for reason, count in tally.rejected.items()
+        if reason.startswith(DAMAGED)
+    )
     seen = sum(t.kept + sum(t.rejected.values()) for t in tallies.values())
     if not seen:
         raise DatasetError(

@@ -6,12 +6,13 @@ More environments, 640x640 pictures, and depth as the four bytes of a float32 in
 
 from __future__ import annotations
 
-import io
 import re
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+
+from metricgold.data.dataset import MAX_FRAME_PIXELS
+from metricgold.imaging import decode_picture
 
 MIRRORS = (
     "https://airlab-cloud.andrew.cmu.edu:8080/swift/v1/"
@@ -58,11 +59,8 @@ def read_depth(data: bytes) -> NDArray[np.float32]:
     little-endian float32.
 
     Raises:
-        ValueError: the picture has not four 8-bit channels.
+        ImageError: it is damaged, or no PNG of four 8-bit channels.
     """
-    with Image.open(io.BytesIO(data)) as picture:
-        if picture.mode != "RGBA":
-            raise ValueError(f"depth must be a PNG of four 8-bit channels, found {picture.mode}")
-        rgba = np.asarray(picture)
+    rgba = decode_picture(data, ("PNG",), ("RGBA",), MAX_FRAME_PIXELS)
     bgra = np.ascontiguousarray(rgba[..., [2, 1, 0, 3]])
     return bgra.view("<f4")[..., 0].astype(np.float32, copy=False)

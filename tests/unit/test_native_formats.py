@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from metricgold.config import DatasetConfig, ProceduralConfig
 from metricgold.data import hypersim, tartanair, virtual_kitti
 from metricgold.data.archive_writer import ArchiveSet
-from metricgold.data.dataset import Dataset, crop_bottom_centre
+from metricgold.data.dataset import Dataset, Part, crop_bottom_centre
 from metricgold.data.hypersim import Hypersim
 from metricgold.data.native_formats import (
     CAMERA_COLUMNS,
@@ -154,7 +154,7 @@ def test_hypersim_ray_distance_of_any_camera(
     colour, distance, _ = hypersim_members("ai_001_001", "cam_00", [truth])
     ref = hypersim.FrameRef(
         "ai_001_001/cam_00/0000", "ai_001_001/cam_00", "train",
-        hypersim.Part("", ""), hypersim.Part("", ""), tuple(matrix.ravel().tolist()),
+        Part("", ""), Part("", ""), tuple(matrix.ravel().tolist()),
     )  # fmt: skip
     _check(Hypersim().decode(ref, colour.data, distance.data, 80.0), truth, 1.001 * HALF_STEP)
 

@@ -13,6 +13,7 @@ import pytest
 
 from metricgold.config import DatasetConfig, DownloadConfig, PreprocessConfig, ProfileConfig
 from metricgold.data import download, hypersim, preprocess, source
+from metricgold.data.dataset import Part
 from metricgold.data.hypersim import (
     parse_cameras,
     parse_split,
@@ -202,7 +203,7 @@ def test_hypersim_frame_of_native_size(real_samples: Path) -> None:
     matrix = parse_cameras((real_samples / CAMERAS).read_text())["ai_037_002"]
     ref = hypersim.FrameRef(
         "ai_037_002/cam_00/0000", "ai_037_002/cam_00", "train",
-        hypersim.Part("", ""), hypersim.Part("", ""), tuple(matrix.ravel().tolist()),
+        Part("", ""), Part("", ""), tuple(matrix.ravel().tolist()),
     )  # fmt: skip
     colour, depth = (real_samples / p for p in (COLOUR, DEPTH))
     frame = hypersim.Hypersim().decode(ref, colour.read_bytes(), depth.read_bytes(), 80.0)

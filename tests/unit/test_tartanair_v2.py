@@ -19,6 +19,7 @@ from metricgold.data.procedural import render_scene
 from metricgold.data.registry import get_dataset
 from metricgold.data.shards import ShardReader, shard_paths
 from metricgold.data.tartanair import native_intrinsics
+from metricgold.imaging import ImageError
 from metricgold.workspace import Workspace
 
 SIZE = (40, 40)
@@ -50,7 +51,7 @@ def test_the_four_channels_are_one_little_endian_float_as_opencv_sees_them() -> 
 def test_a_depth_picture_of_another_kind_is_refused() -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (4, 4)).save(buffer, "PNG")
-    with pytest.raises(ValueError, match="RGB"):
+    with pytest.raises(ImageError, match="mode RGB"):
         v2.read_depth(buffer.getvalue())
 
 
