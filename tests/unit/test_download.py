@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import _thread
 import json
 import os
+import re
 import shutil
 import zipfile
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,7 @@ from made_zip import made_zip
 from served import logged
 
 from metricgold.config import DatasetConfig, ProfileConfig
-from metricgold.data import download, preprocess, source
+from metricgold.data import download, fetching, preprocess, source
 from metricgold.data.files import human_bytes
 from metricgold.data.mirror_server import Faults, file_url
 from metricgold.data.mirrors import expand, open_mirrors
@@ -62,6 +65,40 @@ def test_a_folder_is_a_mirror(stage, monkeypatch: pytest.MonkeyPatch, capsys) ->
     assert f"{human_bytes(total)} to fetch" in capsys.readouterr().out
     on_disk = json.loads((workspace.raw("tartanair") / "manifest.json").read_text())
     assert on_disk == manifest
+
+
+def test_licence_and_budget_are_told_and_the_manifest_keeps_them(stage, serve, capsys) -> None:
+    _, _, run = stage
+    manifest = run(serve().url)
+    out = capsys.readouterr().out
+    assert "tartanair: licence CC BY 4.0" in out
+    assert re.search(
+        r"[\d.]+ kB to download, at most [\d.]+ kB on disk at once, .* in the end", out
+    )
+    assert manifest["licence"].startswith("CC BY 4.0")
+    for entry in manifest["files"]:
+        age = datetime.now(UTC) - datetime.fromisoformat(entry["fetched_at"])
+        assert timedelta(seconds=-2) < age < timedelta(minutes=5)
+
+
+def test_ctrl_c_keeps_what_is_there(stage, serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace, _, run = stage
+    whole = fetching.Store.remember
+
+    def interrupted(store: fetching.Store, entry: fetching.Fetched) -> None:
+        """The second file is there when Ctrl-C is pressed."""
+        whole(store, entry)
+        if len(list(store.folder.rglob("*.zip"))) == 2:
+            _thread.interrupt_main()
+
+    monkeypatch.setattr(fetching.Store, "remember", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(serve().url)
+    monkeypatch.undo()
+    assert not workspace.raw("tartanair").exists()
+    faults = Faults()
+    assert len(run(serve(faults).url)["files"]) == 4
+    assert len([entry for entry in logged(faults) if entry[0] == "GET"]) <= 2
 
 
 def test_a_rerun_fetches_only_what_is_not_whole(stage, serve) -> None:

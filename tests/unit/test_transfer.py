@@ -5,7 +5,11 @@ from __future__ import annotations
 import io
 import os
 import tarfile
+import threading
+import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -120,6 +124,68 @@ def test_a_part_longer_than_the_file_is_dropped(tmp_path: Path, payload: bytes, 
     part.write_bytes(payload + b"of something else")
     _fetch(serve().url + "/file.bin", part)
     assert part.read_bytes() == payload
+
+
+def test_a_transfer_that_is_broken_off_goes_on_later(tmp_path: Path, payload: bytes, serve) -> None:
+    url, part = serve().url + "/file.bin", tmp_path / "a.part"
+    with Transfer(POLICY, [].append) as transfer:
+        seen: list[int] = []
+
+        def advance(count: int) -> None:
+            """Somebody presses Ctrl-C after the first block."""
+            seen.append(count)
+            transfer.stop()
+
+        with pytest.raises(
+            DownloadError, match=r"file\.bin: broken off; a rerun goes on from here"
+        ):
+            transfer.fetch(url, part, advance)
+        with pytest.raises(DownloadError, match="broken off"):
+            transfer.size(url)
+    assert 0 < part.stat().st_size == sum(seen) < len(payload)
+    faults = Faults()
+    with Transfer(POLICY, [].append) as transfer:
+        transfer.fetch(serve(faults).url + "/file.bin", part, lambda _: None)
+    assert part.read_bytes() == payload
+    assert logged(faults)[0][3] == len(payload) - sum(seen)
+
+
+def test_a_host_gets_no_more_requests_at_once_than_it_is_due(tmp_path: Path) -> None:
+    busy = most = 0
+    lock = threading.Lock()
+
+    class Slow(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            nonlocal busy, most
+            with lock:
+                busy += 1
+                most = max(most, busy)
+            time.sleep(0.05)
+            with lock:
+                busy -= 1
+            self.send_response(200)
+            self.send_header("Content-Length", "5")
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Nothing."""
+
+    found = {}
+    for per_host in (2, 6):
+        most = 0
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Slow)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        policy = POLICY.model_copy(update={"per_host": per_host})
+        urls = [f"http://127.0.0.1:{server.server_address[1]}/{i}" for i in range(12)]
+        with Transfer(policy, [].append) as transfer, ThreadPoolExecutor(6) as pool:
+            assert list(pool.map(transfer.size, urls)) == [5] * 12
+        server.shutdown()
+        thread.join()
+        server.server_close()
+        found[per_host] = most
+    assert found[2] == 2
+    assert 2 < found[6] <= 6
 
 
 def test_404_is_told_at_once(tmp_path: Path, payload: bytes, serve) -> None:
