@@ -17,6 +17,7 @@ from served import logged
 
 from metricgold.config import DatasetConfig, ProfileConfig
 from metricgold.data import download, preprocess, source
+from metricgold.data.evaluation_sets.prepare import prepare
 from metricgold.data.folder_spec import FolderError, decode_depth, parse_camera
 from metricgold.data.mirror_server import Faults
 from metricgold.data.procedural import Rendered, render_scene
@@ -275,3 +276,22 @@ def test_an_exr_without_depth_and_a_damaged_one(frames) -> None:
         decode_depth(buffer.getvalue(), "d.exr")
     with pytest.raises(FolderError, match=r"d\.exr: depth cannot be read"):
         decode_depth(exr(frames[0].depth)[:150], "d.exr")
+
+
+def test_an_own_folder_is_an_evaluation_set_too(
+    tmp_path: Path, frames, tiny_data_config: ProfileConfig
+) -> None:
+    folder = write(tmp_path / "own", frames, npy, "npy")
+    out = tmp_path / "out"
+    report = prepare("folder", str(folder), out, tiny_data_config.download)
+    assert (report["frames"], report["expected_frames"]) == (8, 8)
+    reader = ShardReader(shard_paths(out, "holdout"))
+    for index, key in enumerate(reader.keys):
+        truth = frames[int(key[-1])].depth
+        np.testing.assert_array_equal(reader[index].depth, np.where(np.isfinite(truth), truth, 0))
+    reader.close()
+    (folder / "depth/hall/view 1.npy").unlink()
+    with pytest.raises(UserError, match=r"1 of 8 .*missing"):
+        prepare("folder", str(folder), out, tiny_data_config.download)
+    report = prepare("folder", str(folder), out, tiny_data_config.download, partial=True)
+    assert report["frames"] == 7

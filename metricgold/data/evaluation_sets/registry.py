@@ -6,6 +6,7 @@ from metricgold.data.evaluation_sets.base import EvaluationSet
 from metricgold.data.evaluation_sets.ddad import Ddad
 from metricgold.data.evaluation_sets.diode import Diode
 from metricgold.data.evaluation_sets.eth3d import Eth3d
+from metricgold.data.evaluation_sets.folder import OwnFolder
 from metricgold.data.evaluation_sets.ibims1 import Ibims1
 from metricgold.data.evaluation_sets.kitti import Kitti
 from metricgold.data.evaluation_sets.middlebury2014 import Middlebury2014
@@ -33,6 +34,7 @@ EVALUATION_SETS: dict[str, EvaluationSet] = {
         ScanNet(),
         Ddad(),
         NuScenes(),
+        OwnFolder(),
     )
 }
 
