@@ -86,8 +86,10 @@ def flatten(value: Any, prefix: str = "") -> Record:
 
 
 def datasets_digest(config: ProfileConfig) -> str:
-    """SHA-256 of the datasets section: two figures may stand together only if it is the same."""
-    section = {n: d.model_dump(mode="json") for n, d in sorted(config.datasets.items())}
+    """SHA-256 of what the profile says of the datasets it uses: two figures may stand together
+    only if it is the same. Keys at their defaults do not count, so that new ones change nothing."""
+    used = sorted(config.enabled_datasets().items())
+    section = {name: d.model_dump(mode="json", exclude_defaults=True) for name, d in used}
     return hashlib.sha256(json.dumps(section, sort_keys=True).encode()).hexdigest()
 
 
