@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import _thread
+import itertools
 import json
 import os
 import re
 import shutil
+import signal
+import threading
 import zipfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -84,12 +86,15 @@ def test_licence_and_budget_are_told_and_the_manifest_keeps_them(stage, serve, c
 def test_ctrl_c_keeps_what_is_there(stage, serve, monkeypatch: pytest.MonkeyPatch) -> None:
     workspace, _, run = stage
     whole = fetching.Store.remember
+    order = itertools.count(1)
+    main = threading.main_thread().ident
+    assert main is not None
 
     def interrupted(store: fetching.Store, entry: fetching.Fetched) -> None:
         """The second file is there when Ctrl-C is pressed."""
         whole(store, entry)
-        if len(list(store.folder.rglob("*.zip"))) == 2:
-            _thread.interrupt_main()
+        if next(order) == 2:
+            signal.pthread_kill(main, signal.SIGINT)
 
     monkeypatch.setattr(fetching.Store, "remember", interrupted)
     with pytest.raises(KeyboardInterrupt):

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from metricgold import geometry as geo
 from metricgold.config import AugmentConfig, DatasetConfig
 from metricgold.data import hypersim
-from metricgold.data.dataset import crop_bottom_centre
+from metricgold.data.dataset import FrameRef, Part, crop_bottom_centre
 from metricgold.data.registry import get_dataset
 from metricgold.data.sample import Frame
 from metricgold.data.transforms import TrainSample, to_training_size
@@ -371,8 +371,8 @@ def genuine(real_samples: Path) -> dict[str, list[Frame]]:
     refs = reader.index(raw, config)
     tables = (real_samples / "hypersim/metadata_camera_parameters.csv").read_text()
     matrix = hypersim.parse_cameras(tables)["ai_037_002"]
-    part = hypersim.Part("", "")
-    ref = hypersim.FrameRef(
+    part = Part("", "")
+    ref = FrameRef(
         "ai_037_002/cam_00/0000", "ai_037_002/cam_00", "train", part, part,
         tuple(matrix.ravel().tolist()),
     )  # fmt: skip

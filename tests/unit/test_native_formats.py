@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from metricgold.config import DatasetConfig, ProceduralConfig
 from metricgold.data import hypersim, tartanair, virtual_kitti
 from metricgold.data.archive_writer import ArchiveSet
-from metricgold.data.dataset import Dataset, Part, crop_bottom_centre
+from metricgold.data.dataset import Dataset, FrameRef, Part, crop_bottom_centre
 from metricgold.data.hypersim import Hypersim
 from metricgold.data.native_formats import (
     CAMERA_COLUMNS,
@@ -152,7 +152,7 @@ def test_hypersim_ray_distance_of_any_camera(
     np.testing.assert_allclose(rotation @ rotation.T, np.eye(3), atol=1e-12)
     truth = _world(intrinsics, seed)[0]
     colour, distance, _ = hypersim_members("ai_001_001", "cam_00", [truth])
-    ref = hypersim.FrameRef(
+    ref = FrameRef(
         "ai_001_001/cam_00/0000", "ai_001_001/cam_00", "train",
         Part("", ""), Part("", ""), tuple(matrix.ravel().tolist()),
     )  # fmt: skip

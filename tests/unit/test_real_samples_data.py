@@ -13,7 +13,7 @@ import pytest
 
 from metricgold.config import DatasetConfig, DownloadConfig, PreprocessConfig, ProfileConfig
 from metricgold.data import download, hypersim, preprocess, source
-from metricgold.data.dataset import Part
+from metricgold.data.dataset import FrameRef, Part
 from metricgold.data.hypersim import (
     parse_cameras,
     parse_split,
@@ -201,7 +201,7 @@ def test_hypersim_depth_file(real_samples: Path) -> None:
 def test_hypersim_frame_of_native_size(real_samples: Path) -> None:
     """Colour and depth are of two scenes; together they still make a frame of full size."""
     matrix = parse_cameras((real_samples / CAMERAS).read_text())["ai_037_002"]
-    ref = hypersim.FrameRef(
+    ref = FrameRef(
         "ai_037_002/cam_00/0000", "ai_037_002/cam_00", "train",
         Part("", ""), Part("", ""), tuple(matrix.ravel().tolist()),
     )  # fmt: skip
