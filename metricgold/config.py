@@ -120,6 +120,15 @@ class PreprocessConfig(_Section):
     workers: PositiveInt
 
 
+class LoaderConfig(_Section):
+    """``workers``: processes that read training data ahead of the step; by the machine if None.
+
+    Nothing that is trained depends on it.
+    """
+
+    workers: Annotated[int, Field(ge=0)] | None = None
+
+
 class ToyModelConfig(_Section):
     """Stable Diffusion's architecture at toy width."""
 
@@ -276,6 +285,7 @@ class ProfileConfig(_Section):
     datasets: dict[DatasetName, DatasetConfig]
     download: DownloadConfig
     preprocess: PreprocessConfig
+    loader: LoaderConfig = LoaderConfig()
     base_model: BaseModelConfig
     train_vae: TrainVaeConfig
     cache_latents: CacheLatentsConfig

@@ -33,8 +33,9 @@ from metricgold.evaluation.summary import datasets_digest
 from metricgold.geometry import fov_y_deg, ray_latent
 from metricgold.model import MetricGoldModel
 from metricgold.training import checkpoint
-from metricgold.training.autoencoder import frame_batches
+from metricgold.training.autoencoder import FrameBatches
 from metricgold.training.banks import depth_norm_of, open_banks
+from metricgold.training.loader import Batch
 from metricgold.training.loop import Run, train, use_all_cores
 from metricgold.training.one_step import depth_loss
 from metricgold.workspace import Workspace
@@ -106,10 +107,9 @@ def train_network(
             "muon": section.latent_phase.muon,
         }  # fmt: skip
         optimizer = OptimizerConfig.model_validate(values)
-        batch = frame_batches(config, banks, optimizer, salt=31)
+        keys = ("rgb", "depth", "valid_mask", "fov_y_deg")
 
-        def loss(micro_batch: int, generator: torch.Generator) -> dict[str, Tensor]:
-            frames = batch(micro_batch)
+        def loss(micro_batch: int, frames: Batch, generator: torch.Generator) -> dict[str, Tensor]:
             target, valid = depth_norm_of(codec, frames["depth"], frames["valid_mask"])
             rgb = frames["rgb"]
             predicted = network(rgb, rays_of(frames["fov_y_deg"], tuple(rgb.shape[-2:])))
@@ -120,6 +120,7 @@ def train_network(
                 name=scratch,
                 network=network,
                 optimizer=optimizer,
+                batches=FrameBatches(config, banks, optimizer, salt=31, keys=keys),
                 loss=loss,
                 scratch=workspace.scratch(scratch),
                 seed=5,

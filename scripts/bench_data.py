@@ -1,6 +1,6 @@
 """How fast data becomes shards and shards become batches; writes docs/benchmarks/data.json.
 
-Usage: python scripts/bench_data.py --samples FOLDER [--only frame,scaling,reader]
+Usage: python scripts/bench_data.py --samples FOLDER [--only frame,scaling,reader,waiting]
 
 FOLDER holds genuine Hypersim HDF5 files (``hypersim/…``, see tests/conftest.py). Everything that is
 compared runs side by side in one process and in turn; figures are medians, ratios of medians.
@@ -10,6 +10,8 @@ frame    one native Hypersim frame on one core: our way against the straightforw
 scaling  a scene of native frames converted by 1 and by 2 processes, and the memory they take as it
          goes on
 reader   training samples a second and core from shards, against one PNG pair a sample
+waiting  the share of its time that training waits for native frames, read in line and by processes
+         that read ahead; a sleep stands for a step on a GPU, which leaves the cores alone
 """
 
 from __future__ import annotations
@@ -55,6 +57,8 @@ from metricgold.data.shards import ShardReader, encode_frame
 from metricgold.data.transforms import NO_AUGMENTATION, to_training_size
 from metricgold.geometry import hypersim_intrinsics
 from metricgold.progress import progress_bar
+from metricgold.training.autoencoder import FrameBatches
+from metricgold.training.loader import BatchLoader
 
 COLOUR = "hypersim/third_party_color/frame.0000.color.hdf5"
 DEPTH = "hypersim/scenes/ai_037_002/images/scene_cam_00_geometry_hdf5/frame.0000.depth_meters.hdf5"
@@ -210,8 +214,8 @@ def bench_scaling(samples: Path, folder: Path, config: ProfileConfig) -> dict[st
     return result
 
 
-def bench_reader(samples: Path, folder: Path) -> dict[str, Any]:
-    """Native frames to training samples: from a shard and from PNG pairs, one core."""
+def native_shard(samples: Path, folder: Path) -> tuple[Frame, Path]:
+    """The genuine frame and a shard of 32 copies of it."""
     colour, depth = (samples / COLOUR).read_bytes(), (samples / DEPTH).read_bytes()
     matrix = camera_matrix((samples / CAMERAS).read_text(encoding="utf-8"))
     ref = FrameRef("s/0", "s", "train", Part("", ""), Part("", ""), matrix)
@@ -219,10 +223,37 @@ def bench_reader(samples: Path, folder: Path) -> dict[str, Any]:
     with ShardWriter(folder / "reader", "train") as writer:
         for _ in range(32):
             writer.add(encode_frame(frame, 98))
+    return frame, folder / "reader/train-000.h5"
+
+
+def bench_waiting(samples: Path, folder: Path, config: ProfileConfig) -> dict[str, Any]:
+    """Share of the time waited for batches of stage A of ``sd2``, by step time and processes."""
+    _, shard = native_shard(samples, folder)
+    optimizer, steps = config.train_vae.optimizer, 60
+    shares: dict[str, dict[str, float]] = {}
+    for step_ms in (25, 50, 100, 250):
+        shares[f"step of {step_ms} ms"] = row = {}
+        for workers in (0, 1, 2):
+            banks = {"hypersim": FrameBank(ShardReader([shard]), TRAIN_SIZE, 0)}
+            batches = FrameBatches(config, banks, optimizer, 12, ("depth", "valid_mask"))
+            loader = BatchLoader(batches, range(steps), workers)
+            first, start = 0.0, 0.0
+            for number, _ in enumerate(loader):
+                if number == 0:  # from here on: what starting the processes takes is not counted
+                    first, start = loader.waited_s, time.perf_counter()
+                time.sleep(step_ms / 1000)
+            share = (loader.waited_s - first) / (time.perf_counter() - start)
+            row[f"{workers} process{'es' * (workers != 1)}"] = round(share, 3)
+    return {"batch_size": optimizer.batch_size, "train_size": list(TRAIN_SIZE), "waited": shares}
+
+
+def bench_reader(samples: Path, folder: Path) -> dict[str, Any]:
+    """Native frames to training samples: from a shard and from PNG pairs, one core."""
+    frame, shard = native_shard(samples, folder)
     Image.fromarray(frame.rgb).save(folder / "rgb.png")
     Image.fromarray(np.rint(frame.depth * 1000).astype(np.uint16)).save(folder / "depth.png")
-    bank = FrameBank(ShardReader([folder / "reader/train-000.h5"]), TRAIN_SIZE, 0)
-    kept = FrameBank(ShardReader([folder / "reader/train-000.h5"]), TRAIN_SIZE)
+    bank = FrameBank(ShardReader([shard]), TRAIN_SIZE, 0)
+    kept = FrameBank(ShardReader([shard]), TRAIN_SIZE)
     number = 0
 
     def from_shard(source: FrameBank) -> None:
@@ -257,7 +288,7 @@ def main() -> None:
     """Run what is asked for and write it down."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--samples", type=Path, required=True)
-    parser.add_argument("--only", default="frame,scaling,reader")
+    parser.add_argument("--only", default="frame,scaling,reader,waiting")
     arguments = parser.parse_args()
     if not (arguments.samples / COLOUR).is_file():
         sys.exit(f"{arguments.samples / COLOUR}: no such file; --samples names genuine samples")
@@ -269,6 +300,7 @@ def main() -> None:
         "frame": lambda folder: bench_frame(arguments.samples, folder),
         "scaling": lambda folder: bench_scaling(arguments.samples, folder, config),
         "reader": lambda folder: bench_reader(arguments.samples, folder),
+        "waiting": lambda folder: bench_waiting(arguments.samples, folder, config),
     }
     for name in progress_bar(arguments.only.split(","), description="benchmarks", unit="part"):
         with tempfile.TemporaryDirectory() as folder:

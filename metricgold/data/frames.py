@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from metricgold.config import AugmentConfig
 from metricgold.data.sample import Frame
@@ -27,11 +29,15 @@ class FrameBank:
     ) -> None:
         self.reader = reader
         self.size = size
+        self._limit = memory_limit_bytes
         self._kept: dict[int, Frame] = {}
-        self._room = memory_limit_bytes
+        self._kept_bytes = 0
 
     def __len__(self) -> int:
         return len(self.reader)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": {}, "_kept_bytes": 0}
 
     def frame(self, index: int) -> Frame:
         """Frame ``index`` in native resolution."""
@@ -39,9 +45,10 @@ class FrameBank:
             return self._kept[index]
         frame = self.reader[index]
         size = frame.rgb.nbytes + frame.depth.nbytes + 2 * frame.valid_mask.nbytes
-        if size <= self._room:
+        reading = get_worker_info()  # the processes of a loader share the limit
+        if self._kept_bytes + size <= self._limit // (reading.num_workers if reading else 1):
             self._kept[index] = frame
-            self._room -= size
+            self._kept_bytes += size
         return frame
 
     def sample(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
@@ -11,9 +9,9 @@ from torch import Tensor
 
 from metricgold.config import AugmentConfig, OptimizerConfig, ProfileConfig
 from metricgold.data.frames import FrameBank, collate
-from metricgold.data.mixing import MixingSampler
 from metricgold.losses import kl_divergence, masked_l1, multiscale_gradient_l1
-from metricgold.training.banks import mixture_weights
+from metricgold.training.banks import mixing_sampler
+from metricgold.training.loader import Batch
 
 VAE_AUGMENT = AugmentConfig(
     flip=0.5, crop=0.5, crop_min_scale=0.5, uncrop=0.0, uncrop_max_scale=1.0, colour=0.0
@@ -23,28 +21,28 @@ WHOLE_FRAMES = 0.15
 """Last share of the steps of a VAE's training that sees whole frames, whatever the crop."""
 
 
-def frame_batches(
-    config: ProfileConfig, banks: dict[str, FrameBank], optimizer: OptimizerConfig, salt: int
-) -> Callable[[int], dict[str, Tensor]]:
-    """Micro-batch number to a batch of augmented frames of one dataset; a pure function of it."""
-    sampler = MixingSampler(
-        {n: len(b) for n, b in banks.items()},
-        mixture_weights(config),
-        optimizer.batch_size,
-        optimizer.steps * optimizer.accumulation,
-        config.seed + salt,
-    )
+class FrameBatches:
+    """Micro-batches of augmented frames of one dataset each; ``keys`` of :func:`collate`."""
 
-    def batch(micro_batch: int) -> dict[str, Tensor]:
-        """Frames of micro-batch ``micro_batch``, see :func:`collate`."""
-        name, indices = sampler.batch(micro_batch)
+    def __init__(
+        self,
+        config: ProfileConfig,
+        banks: dict[str, FrameBank],
+        optimizer: OptimizerConfig,
+        salt: int,
+        keys: tuple[str, ...],
+    ) -> None:
+        self._banks, self._seed, self._keys = banks, (config.seed, salt), keys
+        self._sampler = mixing_sampler(config, banks, optimizer, salt)
+
+    def __getitem__(self, number: int) -> Batch:
+        name, indices = self._sampler.batch(number)
         samples = []
         for position, index in enumerate(indices):
-            rng = np.random.default_rng([config.seed, salt, micro_batch, position])
-            samples.append(banks[name].sample(int(index), VAE_AUGMENT, rng))
-        return collate(samples)
-
-    return batch
+            rng = np.random.default_rng([*self._seed, number, position])
+            samples.append(self._banks[name].sample(int(index), VAE_AUGMENT, rng))
+        batch = collate(samples)
+        return {key: batch[key] for key in self._keys}
 
 
 def crop_share(share: float, micro_batch: int, optimizer: OptimizerConfig) -> float:

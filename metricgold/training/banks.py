@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sized
+
 import torch
 from torch import Tensor
 
-from metricgold.config import ProfileConfig
+from metricgold.config import OptimizerConfig, ProfileConfig
 from metricgold.data.dataset import Split
 from metricgold.data.frames import FrameBank, collate
+from metricgold.data.mixing import MixingSampler
 from metricgold.data.shards import ShardReader, shard_paths
 from metricgold.depth_codec import DepthCodec
 from metricgold.errors import UserError
@@ -32,9 +35,17 @@ def open_banks(config: ProfileConfig, workspace: Workspace, split: Split) -> dic
     return banks
 
 
-def mixture_weights(config: ProfileConfig) -> dict[str, float]:
-    """Mixture weight of every dataset in use."""
-    return {str(n): d.weight for n, d in config.enabled_datasets().items()}
+def mixing_sampler(
+    config: ProfileConfig, banks: Mapping[str, Sized], optimizer: OptimizerConfig, salt: int
+) -> MixingSampler:
+    """Which dataset and which of its frames or rows every micro-batch of a run takes."""
+    return MixingSampler(
+        {n: len(b) for n, b in banks.items()},
+        {str(n): d.weight for n, d in config.enabled_datasets().items()},
+        optimizer.batch_size,
+        optimizer.steps * optimizer.accumulation,
+        config.seed + salt,
+    )
 
 
 def depth_norm_of(codec: DepthCodec, depth: Tensor, valid_mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -22,13 +22,14 @@ from metricgold.files import replaced_folder, write_json
 from metricgold.model import EMBED_FILE, LOADING, build_toy_unet, build_toy_vae, vae_factor
 from metricgold.training import checkpoint
 from metricgold.training.autoencoder import (
+    FrameBatches,
     crop_share,
-    frame_batches,
     random_crop,
     reconstruction_loss,
     set_scaling_factor,
 )
 from metricgold.training.banks import first_frames, open_banks
+from metricgold.training.loader import Batch
 from metricgold.training.loop import Run, default_device, train, use_all_cores
 from metricgold.workspace import Workspace
 
@@ -117,13 +118,11 @@ def _toy(config: ProfileConfig, workspace: Workspace) -> tuple[BaseModel, dict[s
     unet = build_toy_unet(section.toy)
     embed = torch.randn(1, 2, section.toy.cross_attention_dim)
     banks = open_banks(config, workspace, "train")
-    batch = frame_batches(config, banks, optimizer, salt=11)
 
-    def loss(micro_batch: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def loss(micro_batch: int, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Reconstruction of the micro-batch's pictures, on windows of them."""
         share = crop_share(section.crop, micro_batch, optimizer)
-        rgb = batch(micro_batch)["rgb"]
-        (rgb,) = random_crop((rgb,), share, vae_factor(vae), generator)
+        (rgb,) = random_crop((batch["rgb"],), share, vae_factor(vae), generator)
         rgb = rgb.to(vae.device)
         everywhere = torch.ones_like(rgb[:, :1], dtype=torch.bool)
         return reconstruction_loss(vae, rgb, rgb, everywhere, generator, 0.5, 1e-6)
@@ -133,6 +132,7 @@ def _toy(config: ProfileConfig, workspace: Workspace) -> tuple[BaseModel, dict[s
             name="base_model",
             network=vae,
             optimizer=optimizer,
+            batches=FrameBatches(config, banks, optimizer, salt=11, keys=("rgb",)),
             loss=loss,
             scratch=workspace.scratch("base_model"),
             seed=config.seed,
@@ -140,6 +140,7 @@ def _toy(config: ProfileConfig, workspace: Workspace) -> tuple[BaseModel, dict[s
                 [{n: len(b) for n, b in banks.items()}, section.model_dump(mode="json")]
             ),
             curve=workspace.plots / "base_model.csv",
+            workers=config.loader.workers,
         )
     )
     images = [b["rgb"] for b in first_frames(banks, 128).values()]

@@ -7,6 +7,7 @@ carries the hash of the weights that made it, and a reader refuses any other.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,8 @@ import h5py
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from torch import Tensor
 
-from metricgold.config import ProfileConfig
+from metricgold.config import CacheLatentsConfig, OptimizerConfig, ProfileConfig
 from metricgold.data.frames import FrameBank, collate
 from metricgold.data.transforms import NO_AUGMENTATION
 from metricgold.depth_codec import DepthCodec, latent_mask
@@ -25,8 +25,9 @@ from metricgold.errors import UserError
 from metricgold.files import replaced_folder
 from metricgold.model import LOADING, encode, encode_depth_norm, vae_factor
 from metricgold.progress import progress_bar
-from metricgold.training.banks import depth_norm_of, open_banks
+from metricgold.training.banks import depth_norm_of, mixing_sampler, open_banks
 from metricgold.training.base_model import BaseModel
+from metricgold.training.loader import Batch, BatchLoader, loader_workers
 from metricgold.training.loop import autocast, default_device, use_all_cores
 from metricgold.workspace import Workspace
 
@@ -85,14 +86,12 @@ def _encode_bank(
 ) -> None:
     section = config.cache_latents
     total = len(bank) * section.variants
-    starts = range(0, total, section.batch_size)
-    for start in progress_bar(starts, description=f"latents {name}", unit="batch"):
-        samples = []
-        for row in range(start, min(start + section.batch_size, total)):
-            variant, index = divmod(row, len(bank))
-            rng = np.random.default_rng([config.seed, 13, number, row]) if variant else None
-            samples.append(bank.sample(index, section.augment if variant else NO_AUGMENTATION, rng))
-        batch = collate(samples)
+    batches = _EncodeBatches(bank, section, (config.seed, 13, number))
+    workers = loader_workers(config.loader.workers, image_vae.device)
+    loader = BatchLoader(batches, range(len(batches)), workers)
+    bar = progress_bar(loader, description=f"latents {name}", total=len(batches), unit="batch")
+    start = 0
+    for batch in bar:
         norm, valid = depth_norm_of(codec, batch["depth"], batch["valid_mask"])
         with autocast(section.precision, image_vae.device):
             rgb_latent = encode(image_vae, batch["rgb"].to(image_vae.device))
@@ -107,6 +106,30 @@ def _encode_bank(
         }
         for key, value in rows.items():
             _write_rows(file, key, value.numpy(), start, total)
+        start += len(norm)
+
+
+class _EncodeBatches:
+    """All (variant, frame) rows of a bank in the order they are cached."""
+
+    def __init__(
+        self, bank: FrameBank, section: CacheLatentsConfig, seed: tuple[int, int, int]
+    ) -> None:
+        self._bank, self._section, self._seed = bank, section, seed
+        self._rows = len(bank) * section.variants
+
+    def __len__(self) -> int:
+        return math.ceil(self._rows / self._section.batch_size)
+
+    def __getitem__(self, number: int) -> Batch:
+        start = number * self._section.batch_size
+        samples = []
+        for row in range(start, min(start + self._section.batch_size, self._rows)):
+            variant, index = divmod(row, len(self._bank))
+            rng = np.random.default_rng([*self._seed, row]) if variant else None
+            augment = self._section.augment if variant else NO_AUGMENTATION
+            samples.append(self._bank.sample(index, augment, rng))
+        return collate(samples)
 
 
 def _write_rows(file: h5py.File, key: str, values: Any, start: int, total: int) -> None:
@@ -131,7 +154,7 @@ class LatentBank:
     def __init__(self, path: Path, weights: str, memory_limit_bytes: int = 4 << 30) -> None:
         if not path.is_file():
             raise StaleLatentsError(f"{path}: no latent cache; run 'dvc repro cache_latents'")
-        self._file = h5py.File(path, "r")
+        self._path, self._file, self._owner = path, h5py.File(path, "r"), os.getpid()
         made_with, version = self._file.attrs.get("weights"), self._file.attrs.get("version")
         if made_with != weights or version != CACHE_VERSION:
             raise StaleLatentsError(
@@ -139,14 +162,27 @@ class LatentBank:
                 "run 'dvc repro cache_latents'"
             )
         size = sum(d.nbytes for d in self._file.values())
-        self._arrays: dict[str, Any] = {
-            k: d[...] if size <= memory_limit_bytes else d for k, d in self._file.items()
-        }
+        self._length = len(self._file["fov_y_deg"])
+        self._kept: dict[str, Any] = {}
+        if size <= memory_limit_bytes:
+            self._kept = {k: d[...] for k, d in self._file.items()}
 
     def __len__(self) -> int:
-        return int(self._arrays["fov_y_deg"].shape[0])
+        return self._length
 
-    def batch(self, indices: np.ndarray, keys: tuple[str, ...]) -> dict[str, Tensor]:
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_file": None, "_owner": 0}
+
+    @property
+    def _arrays(self) -> Any:
+        """The arrays by name; a handle on the file is this process's own."""
+        if self._kept:
+            return self._kept
+        if self._owner != os.getpid():
+            self._file, self._owner = h5py.File(self._path, "r"), os.getpid()
+        return self._file
+
+    def batch(self, indices: np.ndarray, keys: tuple[str, ...]) -> Batch:
         """Rows ``indices`` of the named arrays as tensors (floats in fp32)."""
         order = np.argsort(indices)
         back = np.argsort(order)
@@ -156,6 +192,25 @@ class LatentBank:
             rows = torch.from_numpy(self._arrays[key][unique][inverse][back])
             out[key] = rows if rows.dtype == torch.bool else rows.float()
         return out
+
+
+class LatentBatches:
+    """Micro-batches of cached rows of one dataset each: their arrays ``keys``."""
+
+    def __init__(
+        self,
+        config: ProfileConfig,
+        banks: dict[str, LatentBank],
+        optimizer: OptimizerConfig,
+        salt: int,
+        keys: tuple[str, ...],
+    ) -> None:
+        self._banks, self._keys = banks, keys
+        self._sampler = mixing_sampler(config, banks, optimizer, salt)
+
+    def __getitem__(self, number: int) -> Batch:
+        name, indices = self._sampler.batch(number)
+        return self._banks[name].batch(indices, self._keys)
 
 
 def open_latents(config: ProfileConfig, workspace: Workspace) -> dict[str, LatentBank]:

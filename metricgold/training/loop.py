@@ -7,7 +7,7 @@ import hashlib
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,11 @@ from metricgold.config import OptimizerConfig
 from metricgold.errors import UserError
 from metricgold.progress import progress_bar
 from metricgold.training import checkpoint
+from metricgold.training.loader import Batch, BatchLoader, MicroBatches, loader_workers
 from metricgold.training.optimizers import Optimizers
 
-LossFunction = Callable[[int, torch.Generator], dict[str, Tensor]]
-"""(micro-batch number from 0, generator of this micro-batch) to named scalars with ``loss``."""
+LossFunction = Callable[[int, Batch, torch.Generator], dict[str, Tensor]]
+"""(micro-batch number from 0, what it holds, its generator) to named scalars with ``loss``."""
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -39,9 +40,11 @@ class Run:
         name: the stage.
         network: what is trained and checkpointed.
         optimizer: its section of params.yaml.
+        batches: the micro-batches, ``steps * accumulation`` of them.
         loss: see :data:`LossFunction`.
         scratch: folder for checkpoints while it runs.
         curve: CSV file for the learning curve, or None.
+        workers: processes that read ahead, see :func:`loader_workers`; results do not depend on it.
         seed: decides every random number together with the micro-batch number.
         identity: whatever else must match for a checkpoint to be resumed.
     """
@@ -49,11 +52,13 @@ class Run:
     name: str
     network: nn.Module
     optimizer: OptimizerConfig
+    batches: MicroBatches
     loss: LossFunction
     scratch: Path
     seed: int
     identity: str = ""
     curve: Path | None = None
+    workers: int | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -133,12 +138,14 @@ def train(run: Run) -> dict[str, float]:
     average = _Average(parameters, config.ema_decay)
     rows, window, start = _resume(run, optimizer, average)
     device = parameters[0].device
+    loader = _loader(run, start, device)
+    batches = iter(loader)
     began = time.perf_counter()
     bar = progress_bar(description=run.name, total=config.steps, unit="step")
     bar.update(start)
     for step in range(start, config.steps):
         optimizer.set_rate(learning_rate(config, step) / config.lr)
-        means = _accumulate(run, step, device)
+        means = _accumulate(run, step, batches, device)
         norm = float(nn.utils.clip_grad_norm_(parameters, config.grad_clip))
         if not math.isfinite(norm):
             raise TrainingError(f"{run.name}: gradient norm is {norm} at step {step}; lower 'lr'")
@@ -157,18 +164,29 @@ def train(run: Run) -> dict[str, float]:
     average.apply()
     _write_curve(run.curve, rows)
     seconds = time.perf_counter() - began
-    print(f"{run.name}: {config.steps - start} steps in {seconds:.1f} s", flush=True)
+    waited = f"{loader.waited_s:.1f} s of them waiting for data"
+    print(f"{run.name}: {config.steps - start} steps in {seconds:.1f} s, {waited}", flush=True)
     return rows[-1] if rows else {}
 
 
-def _accumulate(run: Run, step: int, device: torch.device) -> dict[str, float]:
+def _loader(run: Run, start: int, device: torch.device) -> BatchLoader:
+    """The micro-batches from step ``start`` on."""
+    config = run.optimizer
+    numbers = range(start * config.accumulation, config.steps * config.accumulation)
+    return BatchLoader(run.batches, numbers, loader_workers(run.workers, device))
+
+
+def _accumulate(
+    run: Run, step: int, batches: Iterator[Batch], device: torch.device
+) -> dict[str, float]:
     """Forward and backward over the micro-batches of one step; their mean losses."""
     config = run.optimizer
     sums: dict[str, float] = {}
     for part in range(config.accumulation):
         micro_batch = step * config.accumulation + part
+        batch, generator = next(batches), micro_batch_generator(run.seed, micro_batch)
         with autocast(config.precision, device):
-            losses = run.loss(micro_batch, micro_batch_generator(run.seed, micro_batch))
+            losses = run.loss(micro_batch, batch, generator)
         loss = losses["loss"]
         if not torch.isfinite(loss):
             raise TrainingError(

@@ -32,9 +32,16 @@ from metricgold.model import (
 )
 from metricgold.training import checkpoint
 from metricgold.training.coarse_depth import CoarseDepth, cell_means
-from metricgold.training.latents import LatentBank, cache_hash, open_latents, weights_hash
+from metricgold.training.latents import (
+    LatentBank,
+    LatentBatches,
+    cache_hash,
+    open_latents,
+    weights_hash,
+)
+from metricgold.training.loader import Batch
 from metricgold.training.loop import Run, default_device, train, use_all_cores
-from metricgold.training.unet import drop_fov, latent_sampler, prepare_for_training
+from metricgold.training.unet import drop_fov, prepare_for_training
 from metricgold.workspace import Workspace
 
 CURVES = {"latent": "train_one_step_latent.csv", "depth": "train_one_step.csv"}
@@ -135,14 +142,12 @@ def _train_phase(
     identity: str,
 ) -> None:
     section, device = config.train_one_step, model.unet.device
-    sampler = latent_sampler(config, banks, optimizer, salt=15 + number)
     codec = model.spec.codec
     targets = ("depth_latent", "latent_mask") if phase == "latent" else ("valid_mask",)
+    keys = ("rgb_latent", "fov_y_deg", "depth_norm", *targets)
 
-    def loss(micro_batch: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def loss(micro_batch: int, rows: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Of one micro-batch: its terms, in this phase's space."""
-        name, indices = sampler.batch(micro_batch)
-        rows = banks[name].batch(indices, ("rgb_latent", "fov_y_deg", "depth_norm", *targets))
         fov_y_deg = drop_fov(rows["fov_y_deg"], section.fov_dropout, generator)
         predicted = predict_depth_latent(model, rows["rgb_latent"].to(device), fov_y_deg)
         if phase == "latent":
@@ -156,10 +161,12 @@ def _train_phase(
             name=f"train_one_step ({phase})",
             network=model.unet,
             optimizer=optimizer,
+            batches=LatentBatches(config, banks, optimizer, salt=15 + number, keys=keys),
             loss=loss,
             scratch=workspace.scratch(f"train_one_step_{phase}"),
             seed=config.seed + 3 + number,
             identity=identity,
             curve=workspace.plots / CURVES[phase],
+            workers=config.loader.workers,
         )
     )

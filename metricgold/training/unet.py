@@ -9,8 +9,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
 
-from metricgold.config import OptimizerConfig, ProfileConfig
-from metricgold.data.mixing import MixingSampler
+from metricgold.config import ProfileConfig
 from metricgold.diffusion import add_noise, annealed_multires_noise, make_scheduler, velocity_target
 from metricgold.files import replaced_folder
 from metricgold.model import (
@@ -23,9 +22,9 @@ from metricgold.model import (
     zero_fov_output,
 )
 from metricgold.training import checkpoint
-from metricgold.training.banks import mixture_weights
 from metricgold.training.base_model import BaseModel
-from metricgold.training.latents import LatentBank, cache_hash, open_latents
+from metricgold.training.latents import LatentBatches, cache_hash, open_latents
+from metricgold.training.loader import Batch
 from metricgold.training.loop import Run, default_device, train, use_all_cores
 from metricgold.workspace import Workspace
 
@@ -51,19 +50,6 @@ def initial_model(config: ProfileConfig, workspace: Workspace) -> MetricGoldMode
             processing_resolution=config.evaluate.processing_resolution,
         ),
     ).eval()
-
-
-def latent_sampler(
-    config: ProfileConfig, banks: dict[str, LatentBank], optimizer: OptimizerConfig, salt: int
-) -> MixingSampler:
-    """Which cached rows every micro-batch of a run takes."""
-    return MixingSampler(
-        {n: len(b) for n, b in banks.items()},
-        mixture_weights(config),
-        optimizer.batch_size,
-        optimizer.steps * optimizer.accumulation,
-        config.seed + salt,
-    )
 
 
 def prepare_for_training(unet: UNet2DConditionModel) -> UNet2DConditionModel:
@@ -92,16 +78,13 @@ def run(config: ProfileConfig, workspace: Workspace) -> None:
     unet = prepare_for_training(model.unet)
     if section.optimizer.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
-    sampler = latent_sampler(config, banks, section.optimizer, salt=14)
     alphas = model.scheduler.alphas_cumprod
     keys = ("rgb_latent", "depth_latent", "latent_mask", "fov_y_deg")
 
-    def loss(micro_batch: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def loss(micro_batch: int, rows: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Masked MSE of the velocity at random timesteps."""
-        name, indices = sampler.batch(micro_batch)
-        rows = banks[name].batch(indices, keys)
-        timesteps = torch.randint(0, 1000, (len(indices),), generator=generator)
         clean = rows["depth_latent"]
+        timesteps = torch.randint(0, 1000, (len(clean),), generator=generator)
         noise = annealed_multires_noise(clean.shape, timesteps, section.noise_strength, generator)
         noisy = add_noise(clean, noise, timesteps, alphas)
         target = velocity_target(clean, noise, timesteps, alphas).to(unet.device)
@@ -123,11 +106,13 @@ def run(config: ProfileConfig, workspace: Workspace) -> None:
             name="train_unet",
             network=unet,
             optimizer=section.optimizer,
+            batches=LatentBatches(config, banks, section.optimizer, salt=14, keys=keys),
             loss=loss,
             scratch=workspace.scratch("train_unet"),
             seed=config.seed + 2,
             identity=json.dumps([cache_hash(workspace), section.model_dump(mode="json")]),
             curve=workspace.plots / "train_unet.csv",
+            workers=config.loader.workers,
         )
     )
     with replaced_folder(workspace.unet) as folder:

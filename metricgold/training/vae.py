@@ -16,14 +16,15 @@ from metricgold.files import replaced_folder, write_json
 from metricgold.model import vae_factor
 from metricgold.training import checkpoint
 from metricgold.training.autoencoder import (
+    FrameBatches,
     crop_share,
-    frame_batches,
     random_crop,
     reconstruction_loss,
     set_scaling_factor,
 )
 from metricgold.training.banks import depth_norm_of, first_frames, open_banks
 from metricgold.training.base_model import BaseModel
+from metricgold.training.loader import Batch
 from metricgold.training.loop import Run, default_device, train, use_all_cores
 from metricgold.workspace import Workspace
 
@@ -83,12 +84,11 @@ def _train(
     if not section.train_encoder:
         vae.encoder.requires_grad_(False)
         vae.quant_conv.requires_grad_(False)
-    batch = frame_batches(config, banks, section.optimizer, salt=12)
+    keys = ("depth", "valid_mask")
 
-    def loss(micro_batch: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def loss(micro_batch: int, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Reconstruction of the micro-batch's depth, on windows of it."""
-        frames = batch(micro_batch)
-        norm, valid = depth_norm_of(codec, frames["depth"], frames["valid_mask"])
+        norm, valid = depth_norm_of(codec, batch["depth"], batch["valid_mask"])
         share = crop_share(section.crop, micro_batch, section.optimizer)
         norm, valid = random_crop((norm, valid), share, vae_factor(vae), generator)
         norm, valid = norm.to(vae.device), valid.to(vae.device)
@@ -108,6 +108,7 @@ def _train(
             name="train_vae",
             network=vae,
             optimizer=section.optimizer,
+            batches=FrameBatches(config, banks, section.optimizer, salt=12, keys=keys),
             loss=loss,
             scratch=workspace.scratch("train_vae"),
             seed=config.seed + 1,
@@ -115,6 +116,7 @@ def _train(
                 [{n: len(b) for n, b in banks.items()}, section.model_dump(mode="json")]
             ),
             curve=workspace.plots / "train_vae.csv",
+            workers=config.loader.workers,
         )
     )
 

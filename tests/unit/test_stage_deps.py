@@ -38,8 +38,8 @@ FOLDERS = {
     "predictions": "evaluation",
 }
 """Attribute of the workspace to the name of its folder under artifacts/."""
-BEHAVIOUR_ONLY = {"download"}
-"""Sections that change how, not what: retries and timeouts of the network."""
+BEHAVIOUR_ONLY = {"download", "loader"}
+"""Sections that change how, not what: retries and timeouts of the network, who reads ahead."""
 
 
 @pytest.fixture(scope="module")

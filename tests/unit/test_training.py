@@ -18,6 +18,7 @@ from metricgold.config import OptimizerConfig
 from metricgold.model import build_toy_vae
 from metricgold.training import checkpoint
 from metricgold.training.latents import CACHE_VERSION, LatentBank, StaleLatentsError, weights_hash
+from metricgold.training.loader import Batch
 from metricgold.training.loop import (
     LossFunction,
     Run,
@@ -67,7 +68,7 @@ def hidden_network() -> nn.Module:
 def denoising_loss(network: nn.Module, stop_at: int | None = None) -> LossFunction:
     """A loss whose data come from the generator; stops dead at micro-batch ``stop_at``."""
 
-    def loss(micro_batch: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def loss(micro_batch: int, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         if micro_batch == stop_at:
             raise KeyboardInterrupt
         x = torch.randn(2, 2, 5, 5, generator=generator)
@@ -83,6 +84,7 @@ def run_of(folder: Path, network: nn.Module, loss: LossFunction, **changes: Any)
         "optimizer": optimizer_config(),
         "scratch": folder / "scratch",
         "seed": 1,
+        "batches": [{}] * 1000,
         "curve": folder / "curve.csv",
     }
     return Run(network=network, loss=loss, **(given | changes))
@@ -126,7 +128,7 @@ def test_muon_takes_the_hidden_kernels_and_only_those() -> None:
     before = {n: p.detach().clone() for n, p in network.named_parameters()}
     optimizer = Optimizers(network, optimizer_config(muon=MUON, weight_decay=0.0, lr=1e-9))
     optimizer.set_rate(0.5)
-    denoising_loss(network)(0, torch.Generator().manual_seed(0))["loss"].backward()
+    denoising_loss(network)(0, {}, torch.Generator().manual_seed(0))["loss"].backward()
     optimizer.step()
     assert all(p.grad is None for p in network.parameters())
     moved = {n: (p.detach() - before[n]) for n, p in network.named_parameters()}
@@ -154,8 +156,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, bad: float) -> 
     network = small_network()
     good = denoising_loss(network)
 
-    def loss(micro_batch: int, generator: torch.Generator) -> dict[str, Tensor]:
-        losses = good(micro_batch, generator)
+    def loss(micro_batch: int, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        losses = good(micro_batch, batch, generator)
         return {"loss": losses["loss"] * bad} if micro_batch == 9 else losses
 
     with pytest.raises(TrainingError, match=rf"^toy: loss is {bad} at step 4, micro-batch 9$"):
@@ -166,7 +168,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     network = nn.Linear(1, 1, bias=False)
     nn.init.zeros_(network.weight)
 
-    def loss(micro_batch: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def loss(micro_batch: int, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         return {"loss": network.weight.sum().abs().sqrt()}  # slope 0 / 0 at zero
 
     with pytest.raises(TrainingError, match="toy: gradient norm is nan at step 0; lower 'lr'"):
@@ -288,7 +290,7 @@ def test_one_batch_can_be_learned_by_heart(tmp_path: Path) -> None:
     target = x[:, :1] - 0.5 * x[:, 1:]
     before = (network(x) - target).square().mean().item()
 
-    def loss(micro_batch: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def loss(micro_batch: int, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         return {"loss": (network(x) - target).square().mean()}
 
     config = optimizer_config(
