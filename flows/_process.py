@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import multiprocessing
 import os
@@ -20,29 +19,18 @@ from typing import IO
 import psutil
 
 from metricgold.errors import UserError
+from metricgold.processes import die_with_parent
 
 GRACE_S = 10.0
 """From asking a process to end to killing it."""
 
-_PR_SET_PDEATHSIG = 1
 _SHELLS = {"sh", "dash", "ash", "bash", "zsh", "ksh", "mksh", "fish", "busybox"}
+_LAUNCHERS = {"accelerate.commands.launch", "torch.distributed.run"}
 _LINE_END = re.compile(rb"[\r\n]+")
 
 
-def die_with_parent() -> None:
-    """Ask Linux to send this process SIGTERM when its parent ends; elsewhere do nothing."""
-    if not sys.platform.startswith("linux"):
-        return
-    parent = os.getppid()
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
-    if os.getppid() != parent:  # it ended in between
-        os.kill(os.getpid(), signal.SIGTERM)
-
-
 def die_with_starter() -> None:
-    """:func:`die_with_parent`, looking through shells.
+    """:func:`die_with_parent`, looking through shells and launchers.
 
     DVC runs a stage's command by ``$SHELL -c``, and dash stays between the two as a process
     that outlives a killed DVC. So each shell above, and the program that started the
@@ -50,7 +38,7 @@ def die_with_starter() -> None:
     """
     die_with_parent()
     watched = os.getppid()
-    while _is_shell(watched):
+    while _is_between(watched):
         try:
             watched = psutil.Process(watched).ppid()
             descriptor = os.pidfd_open(watched)
@@ -62,9 +50,11 @@ def die_with_starter() -> None:
         threading.Thread(target=_end_when_readable, args=(descriptor,), daemon=True).start()
 
 
-def _is_shell(pid: int) -> bool:
+def _is_between(pid: int) -> bool:
+    """Whether a process only starts others: a shell, or a launcher of several processes."""
     try:
-        return psutil.Process(pid).name() in _SHELLS
+        process = psutil.Process(pid)
+        return process.name() in _SHELLS or bool(_LAUNCHERS & set(process.cmdline()))
     except psutil.NoSuchProcess:
         return False
 

@@ -63,6 +63,9 @@ def execute(address: str, run: StageFunction) -> int:
     def body() -> None:
         run(config, workspace)
 
+    if int(os.environ.get("RANK", "0")) > 0:  # accelerate's or torchrun's: the first one decides
+        body()
+        return 0
     with only_one(address, workspace.scratch("locks")):
         if server_answers(os.environ.get("PREFECT_API_URL")):
             run_as_flow(address, body)

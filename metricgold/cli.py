@@ -1,4 +1,4 @@
-"""The command ``metricgold``: looking after data. Each command imports what it needs itself."""
+"""The command ``metricgold``: data and plans. Each command imports what it needs itself."""
 
 from __future__ import annotations
 
@@ -139,6 +139,21 @@ def check(
         raise UserError(f"{folder}: {errors} error{'s' * (errors > 1)}; see above")
     if not findings:
         print(f"{folder}: nothing wrong found")
+
+
+@app.command()
+def plan(
+    profile: Annotated[str | None, typer.Option(help="Else the one of params.yaml.")] = None,
+    processes: Annotated[int, typer.Option(min=1, help="GPUs that share the work.")] = 1,
+    params: Annotated[Path, typer.Option(help="The file of profiles.")] = Path("params.yaml"),
+) -> None:
+    """Say what training a profile will take: parameters, memory, FLOPs, hours. Trains nothing."""
+    from metricgold.config import load_config
+    from metricgold.training.accelerator import default_device
+    from metricgold.training.plan import describe, plan
+
+    for line in describe(plan(load_config(params, profile)), default_device(), processes):
+        print(line)
 
 
 def main() -> None:

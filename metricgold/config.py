@@ -129,6 +129,17 @@ class LoaderConfig(_Section):
     workers: Annotated[int, Field(ge=0)] | None = None
 
 
+class TrackingConfig(_Section):
+    """Where training can be watched while it runs, by name; a point every ``every`` steps.
+
+    Files go to ``folder``/stage. Nothing that is trained depends on it.
+    """
+
+    trackers: tuple[Literal["dvclive", "tensorboard", "wandb", "mlflow"], ...] = ("dvclive",)
+    every: PositiveInt = 50
+    folder: str = ".work/tracking"
+
+
 class ToyModelConfig(_Section):
     """Stable Diffusion's architecture at toy width."""
 
@@ -286,6 +297,7 @@ class ProfileConfig(_Section):
     download: DownloadConfig
     preprocess: PreprocessConfig
     loader: LoaderConfig = LoaderConfig()
+    tracking: TrackingConfig = TrackingConfig()
     base_model: BaseModelConfig
     train_vae: TrainVaeConfig
     cache_latents: CacheLatentsConfig

@@ -113,6 +113,34 @@ def build_toy_unet(config: ToyModelConfig) -> UNet2DConditionModel:
     return unet
 
 
+def with_fov_embedding(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """The U-Net with the FOV embedding: itself, or for a pretrained one a copy that has it.
+
+    The embedding's last layer is zero, so that the copy gives what the original gave.
+
+    Raises:
+        CheckpointError: it is conditioned on something else by its class embedding.
+    """
+    if unet.class_embedding is None:
+        config = dict(unet.config) | {
+            "class_embed_type": "projection",
+            "projection_class_embeddings_input_dim": FOV_FEATURES,
+        }
+        new = UNet2DConditionModel.from_config(config)
+        missing, unexpected = new.load_state_dict(unet.state_dict(), strict=False)
+        assert not unexpected
+        assert all(name.startswith("class_embedding.") for name in missing)
+        unet = new.to(unet.dtype)
+    inputs = unet.config.projection_class_embeddings_input_dim
+    if unet.config.class_embed_type != "projection" or inputs != FOV_FEATURES:
+        raise CheckpointError(
+            f"U-Net has a class embedding of its own ({unet.config.class_embed_type}); one without "
+            "is needed, such as Stable Diffusion 2's"
+        )
+    zero_fov_output(unet)
+    return unet
+
+
 def zero_fov_output(unet: UNet2DConditionModel) -> None:
     """Zero the FOV MLP's last layer, so that step 0 equals the base model."""
     assert unet.class_embedding is not None

@@ -24,7 +24,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metricgold import imaging
-from metricgold.config import OptimizerConfig, ProfileConfig, load_config
+from metricgold.config import (
+    OptimizerConfig,
+    ProfileConfig,
+    TrainOneStepConfig,
+    load_config,
+)
 from metricgold.data.shards import ShardReader, shard_paths
 from metricgold.depth_codec import DepthCodec
 from metricgold.errors import run_cli
@@ -33,10 +38,11 @@ from metricgold.evaluation.summary import datasets_digest
 from metricgold.geometry import fov_y_deg, ray_latent
 from metricgold.model import MetricGoldModel
 from metricgold.training import checkpoint
+from metricgold.training.accelerator import use_all_cores
 from metricgold.training.autoencoder import FrameBatches
 from metricgold.training.banks import depth_norm_of, open_banks
 from metricgold.training.loader import Batch
-from metricgold.training.loop import Run, train, use_all_cores
+from metricgold.training.loop import Objective, Run, train
 from metricgold.training.one_step import depth_loss
 from metricgold.workspace import Workspace
 
@@ -92,6 +98,21 @@ def rays_of(fov: Tensor, size: tuple[int, int]) -> Tensor:
     return torch.from_numpy(ray_latent(fov.double().numpy(), size))
 
 
+class DepthRegression(Objective):
+    """Stage C's metric loss on depth that is regressed from the picture."""
+
+    def __init__(self, network: nn.Module, codec: DepthCodec, config: TrainOneStepConfig) -> None:
+        super().__init__(network)
+        self.codec, self.config = codec, config
+
+    def forward(self, number: int, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Of a micro-batch of frames."""
+        target, valid = depth_norm_of(self.codec, batch["depth"], batch["valid_mask"])
+        rgb = batch["rgb"]
+        predicted = self.network(rgb, rays_of(batch["fov_y_deg"], tuple(rgb.shape[-2:])))
+        return depth_loss(predicted, target, valid, self.codec, self.config)
+
+
 def train_network(
     config: ProfileConfig, workspace: Workspace, seconds: float
 ) -> tuple[nn.Module, int, float]:
@@ -108,20 +129,12 @@ def train_network(
         }  # fmt: skip
         optimizer = OptimizerConfig.model_validate(values)
         keys = ("rgb", "depth", "valid_mask", "fov_y_deg")
-
-        def loss(micro_batch: int, frames: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-            target, valid = depth_norm_of(codec, frames["depth"], frames["valid_mask"])
-            rgb = frames["rgb"]
-            predicted = network(rgb, rays_of(frames["fov_y_deg"], tuple(rgb.shape[-2:])))
-            return depth_loss(predicted, target, valid, codec, section)
-
         train(
             Run(
                 name=scratch,
-                network=network,
+                objective=DepthRegression(network, codec, section),
                 optimizer=optimizer,
                 batches=FrameBatches(config, banks, optimizer, salt=31, keys=keys),
-                loss=loss,
                 scratch=workspace.scratch(scratch),
                 seed=5,
                 identity=str(time.time()),

@@ -21,7 +21,9 @@ PLUMBING = {
     "metricgold.config",  # its values are tracked by `params`
     "metricgold.errors",
     "metricgold.files",
+    "metricgold.processes",
     "metricgold.progress",
+    "metricgold.training.tracking",
     "metricgold.workspace",
 }
 """Modules that decide no number; a change there must not train anything again."""

@@ -150,9 +150,9 @@ class ShardReader(Sequence[Frame]):
         path, scene, row = self._locate(index)
         key = self.keys[index]
         try:
-            group = self._open(path)[scene]
+            group = h5py.h5g.open(self._open(path).id, scene.encode())
             encoded = _read_row(group, scene, row)
-            if encoded.crc32 != int(group["crc32"][row]) or encoded.key != key:
+            if encoded.crc32 != int(_rows(group, "crc32", row)[0]) or encoded.key != key:
                 raise ValueError("CRC32 differs")
             return finish(encoded)
         except ShardError:
@@ -200,15 +200,35 @@ class ShardReader(Sequence[Frame]):
 _ADVICE = "delete the folder and run the stage 'preprocess' again"
 
 
-def _read_row(group: h5py.Group, scene: str, row: int) -> EncodedFrame:
-    start = int(group["rgb_end"][row - 1]) if row else 0
+def _rows(
+    group: h5py.h5g.GroupID, name: str, start: int, stop: int | None = None
+) -> NDArray[np.generic]:
+    """Rows ``start`` to ``stop`` (or the one) of an array, by h5py's low-level calls.
+
+    A scene may hold a single frame, and then the calls that people use take longer than reading.
+    """
+    dataset = h5py.h5d.open(group, name.encode())
+    stop = start + 1 if stop is None else stop
+    if not 0 <= start <= stop <= dataset.shape[0]:
+        raise IndexError(f"{name} has no rows {start} to {stop}")
+    rows = np.empty((stop - start, *dataset.shape[1:]), dataset.dtype)
+    if rows.size:
+        there = dataset.get_space()
+        there.select_hyperslab((start,) + (0,) * (rows.ndim - 1), rows.shape)
+        dataset.read(h5py.h5s.create_simple(rows.shape), there, rows)
+    return rows
+
+
+def _read_row(group: h5py.h5g.GroupID, scene: str, row: int) -> EncodedFrame:
+    ends = _rows(group, "rgb_end", max(row - 1, 0), row + 1)
+    start = int(ends[0]) if row else 0
     return EncodedFrame(
-        key=group["key"][row].decode(),
+        key=_rows(group, "key", row)[0].decode(),
         scene=scene,
-        rgb=group["rgb"][start : int(group["rgb_end"][row])].tobytes(),
-        depth=group["depth"][row],
-        sky=group["sky"][row],
-        intrinsics=group["intrinsics"][row],
+        rgb=_rows(group, "rgb", start, int(ends[-1])).tobytes(),
+        depth=_rows(group, "depth", row)[0],
+        sky=_rows(group, "sky", row)[0],
+        intrinsics=_rows(group, "intrinsics", row)[0],
     )
 
 
@@ -231,16 +251,22 @@ def scenes_of(path: Path) -> Iterator[tuple[str, list[str]]]:
     Raises:
         ShardError: it cannot be read.
     """
-    found: list[str] = []
-
-    def visit(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Group) and "crc32" in item:
-            found.append(name)
-
     with _open_shard(path) as file:
         try:
-            file.visititems(visit)
-            for name in sorted(found):
-                yield name, [key.decode() for key in file[name]["key"][()]]
+            for name in sorted(_scene_groups(file.id)):
+                group = h5py.h5g.open(file.id, name.encode())
+                count = h5py.h5d.open(group, b"key").shape[0]
+                yield name, [key.decode() for key in _rows(group, "key", 0, count)]
         except Exception as error:  # as in ShardReader
             raise ShardError(f"{path}: damaged ({error}); {_ADVICE}") from None
+
+
+def _scene_groups(group: h5py.h5g.GroupID, above: str = "") -> Iterator[str]:
+    """Names of the groups of frames below a group."""
+    for name in group:
+        below = h5py.h5g.open(group, name)
+        path = above + name.decode()
+        if below.links.exists(b"crc32"):
+            yield path
+        else:
+            yield from _scene_groups(below, path + "/")

@@ -16,11 +16,17 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from metricgold.config import ProfileConfig
+from metricgold.config import BaseModelConfig, ProfileConfig
 from metricgold.errors import UserError
 from metricgold.files import replaced_folder, write_json
 from metricgold.model import EMBED_FILE, LOADING, build_toy_unet, build_toy_vae, vae_factor
 from metricgold.training import checkpoint
+from metricgold.training.accelerator import (
+    default_device,
+    is_main,
+    use_all_cores,
+    wait_for_everyone,
+)
 from metricgold.training.autoencoder import (
     FrameBatches,
     crop_share,
@@ -30,7 +36,7 @@ from metricgold.training.autoencoder import (
 )
 from metricgold.training.banks import first_frames, open_banks
 from metricgold.training.loader import Batch
-from metricgold.training.loop import Run, default_device, train, use_all_cores
+from metricgold.training.loop import Objective, Run, train
 from metricgold.workspace import Workspace
 
 
@@ -68,9 +74,11 @@ def run(config: ProfileConfig, workspace: Workspace) -> None:
         metrics: dict[str, float] = {"pretrained": 1}
     else:
         model, metrics = _toy(config, workspace)
-    model.save(workspace.base_model)
-    write_json(workspace.metrics / "base_model.json", metrics)
-    checkpoint.discard(workspace.scratch("base_model"))
+    if is_main():
+        model.save(workspace.base_model)
+        write_json(workspace.metrics / "base_model.json", metrics)
+        checkpoint.discard(workspace.scratch("base_model"))
+    wait_for_everyone()
 
 
 def fetch(hub_id: str, revision: str | None) -> BaseModel:
@@ -107,6 +115,25 @@ def _empty_prompt(hub_id: str, revision: str | None) -> Tensor:
         return encoder(tokens.input_ids)[0].float()
 
 
+class PictureObjective(Objective):
+    """Reconstruction of pictures by the image VAE, on windows of them."""
+
+    network: AutoencoderKL
+
+    def __init__(self, vae: AutoencoderKL, config: BaseModelConfig) -> None:
+        super().__init__(vae)
+        assert config.optimizer is not None
+        self.config, self.optimizer = config, config.optimizer
+
+    def forward(self, number: int, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Of the micro-batch's ``rgb``."""
+        share = crop_share(self.config.crop, number, self.optimizer)
+        (rgb,) = random_crop((batch["rgb"],), share, vae_factor(self.network), generator)
+        rgb = rgb.to(self.device)
+        everywhere = torch.ones_like(rgb[:, :1], dtype=torch.bool)
+        return reconstruction_loss(self.network, rgb, rgb, everywhere, generator, 0.5, 1e-6)
+
+
 def _toy(config: ProfileConfig, workspace: Workspace) -> tuple[BaseModel, dict[str, float]]:
     section = config.base_model
     assert section.toy is not None
@@ -119,21 +146,12 @@ def _toy(config: ProfileConfig, workspace: Workspace) -> tuple[BaseModel, dict[s
     embed = torch.randn(1, 2, section.toy.cross_attention_dim)
     banks = open_banks(config, workspace, "train")
 
-    def loss(micro_batch: int, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Reconstruction of the micro-batch's pictures, on windows of them."""
-        share = crop_share(section.crop, micro_batch, optimizer)
-        (rgb,) = random_crop((batch["rgb"],), share, vae_factor(vae), generator)
-        rgb = rgb.to(vae.device)
-        everywhere = torch.ones_like(rgb[:, :1], dtype=torch.bool)
-        return reconstruction_loss(vae, rgb, rgb, everywhere, generator, 0.5, 1e-6)
-
     last = train(
         Run(
             name="base_model",
-            network=vae,
+            objective=PictureObjective(vae, section),
             optimizer=optimizer,
             batches=FrameBatches(config, banks, optimizer, salt=11, keys=("rgb",)),
-            loss=loss,
             scratch=workspace.scratch("base_model"),
             seed=config.seed,
             identity=json.dumps(
@@ -141,6 +159,7 @@ def _toy(config: ProfileConfig, workspace: Workspace) -> tuple[BaseModel, dict[s
             ),
             curve=workspace.plots / "base_model.csv",
             workers=config.loader.workers,
+            tracking=config.tracking,
         )
     )
     images = [b["rgb"] for b in first_frames(banks, 128).values()]

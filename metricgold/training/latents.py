@@ -25,10 +25,10 @@ from metricgold.errors import UserError
 from metricgold.files import replaced_folder
 from metricgold.model import LOADING, encode, encode_depth_norm, vae_factor
 from metricgold.progress import progress_bar
+from metricgold.training.accelerator import autocast, default_device, use_all_cores
 from metricgold.training.banks import depth_norm_of, mixing_sampler, open_banks
 from metricgold.training.base_model import BaseModel
 from metricgold.training.loader import Batch, BatchLoader, loader_workers
-from metricgold.training.loop import autocast, default_device, use_all_cores
 from metricgold.workspace import Workspace
 
 CACHE_VERSION = 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from typing import Protocol
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from metricgold.errors import UserError
+from metricgold.processes import die_with_parent
 
 Batch = dict[str, Tensor]
 
@@ -54,6 +56,12 @@ class _Errors(Dataset[Batch | UserError]):
             return error
 
 
+def _end_with_parent(_: int) -> None:
+    """Once a stage is gone nothing may hold its lock; torch would notice after some seconds."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    die_with_parent()
+
+
 class BatchLoader:
     """Iterates over ``batches[n]`` for ``numbers``, in their order whatever ``workers`` is.
 
@@ -72,6 +80,7 @@ class BatchLoader:
             sampler=numbers,
             num_workers=workers,
             prefetch_factor=READ_AHEAD if workers else None,
+            worker_init_fn=_end_with_parent,
             generator=torch.Generator(),  # the default one would lose a number to the loader
         )
 

@@ -3,33 +3,63 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import hashlib
 import math
 import os
+import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
-from metricgold.config import OptimizerConfig
+from metricgold.config import OptimizerConfig, TrackingConfig
 from metricgold.errors import UserError
 from metricgold.progress import progress_bar
-from metricgold.training import checkpoint
+from metricgold.training import checkpoint, tracking
+from metricgold.training.accelerator import is_main, make_accelerator
 from metricgold.training.loader import Batch, BatchLoader, MicroBatches, loader_workers
 from metricgold.training.optimizers import Optimizers
 
-LossFunction = Callable[[int, Batch, torch.Generator], dict[str, Tensor]]
-"""(micro-batch number from 0, what it holds, its generator) to named scalars with ``loss``."""
+CURVE_POINTS = 40
+"""Rows of a learning curve."""
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DIVERGED, SPAN, FALL = 3.0, 10, 0.01
+"""A loss this many times its least one diverges; it stands still if over the last SPAN rows it is
+not less by the share FALL than over the SPAN before."""
 
 
 class TrainingError(UserError):
     """Training cannot go on; the message names the stage, the step and what happened."""
+
+
+class Objective(nn.Module):
+    """What a run minimises. ``network`` is trained and checkpointed; other parts are frozen."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.network.parameters()).device
+
+    def forward(self, number: int, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Named scalars of one micro-batch; ``loss`` is minimised, the others are for the curve.
+
+        Args:
+            number: of the micro-batch, from 0.
+            batch: what it holds, on the CPU.
+            generator: its random numbers, on the CPU; there are no others.
+        """
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,33 +68,42 @@ class Run:
 
     Attributes:
         name: the stage.
-        network: what is trained and checkpointed.
+        objective: what is minimised.
         optimizer: its section of params.yaml.
         batches: the micro-batches, ``steps * accumulation`` of them.
-        loss: see :data:`LossFunction`.
         scratch: folder for checkpoints while it runs.
         curve: CSV file for the learning curve, or None.
         workers: processes that read ahead, see :func:`loader_workers`; results do not depend on it.
+        tracking: who else is told the losses, see :mod:`metricgold.training.tracking`.
         seed: decides every random number together with the micro-batch number.
         identity: whatever else must match for a checkpoint to be resumed.
     """
 
     name: str
-    network: nn.Module
+    objective: Objective
     optimizer: OptimizerConfig
     batches: MicroBatches
-    loss: LossFunction
     scratch: Path
     seed: int
     identity: str = ""
     curve: Path | None = None
     workers: int | None = None
+    tracking: TrackingConfig | None = None
 
     @property
     def fingerprint(self) -> str:
         """Hash of all that decides the run: a checkpoint of another run is not resumed."""
         text = f"{self.name}|{self.seed}|{self.optimizer.model_dump_json()}|{self.identity}"
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One micro-batch of a step and its losses."""
+
+    number: int
+    batch: Batch
+    losses: dict[str, Tensor]
 
 
 def learning_rate(config: OptimizerConfig, step: int) -> float:
@@ -85,21 +124,6 @@ def micro_batch_generator(seed: int, micro_batch: int) -> torch.Generator:
     """The random numbers of one micro-batch, whatever ran before it."""
     digest = hashlib.sha256(f"{seed}/{micro_batch}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
-
-
-def autocast(precision: str, device: torch.device) -> Any:
-    """The autocast context of a precision name (fp32: none)."""
-    return torch.autocast(device.type, _DTYPES[precision], enabled=precision != "fp32")
-
-
-def default_device() -> torch.device:
-    """The GPU when there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def use_all_cores() -> None:
-    """Let torch use every core this process may run on."""
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
 
 
 class _Average:
@@ -124,78 +148,139 @@ class _Average:
 
 
 def train(run: Run) -> dict[str, float]:
-    """Train ``run.network`` in place; resumes from ``run.scratch``; returns the last means.
+    """Train the network in place; resumes from ``run.scratch``; returns the last means.
 
-    The last checkpoint stays in ``run.scratch`` until the stage has written its output and
-    calls ``checkpoint.discard``.
+    With several processes each takes its share of every step's micro-batches. The last
+    checkpoint stays in ``run.scratch`` until the stage has written its output and calls
+    ``checkpoint.discard``.
 
     Raises:
-        TrainingError: the loss or a gradient is not finite.
+        TrainingError: the loss or a gradient is not finite, or the micro-batches of a step cannot
+            be shared evenly.
     """
     config = run.optimizer
-    parameters = [p for p in run.network.parameters() if p.requires_grad]
-    optimizer = Optimizers(run.network, config)
+    accelerator = make_accelerator(config.precision, run.tracking)
+    if run.tracking:
+        tracking.start(accelerator, run.tracking, run.name, config.model_dump())
+    network = run.objective.to(accelerator.device).network
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    optimizer = Optimizers(network, config)
+    objective = optimizer.prepare(accelerator, run.objective)
     average = _Average(parameters, config.ema_decay)
     rows, window, start = _resume(run, optimizer, average)
-    device = parameters[0].device
-    loader = _loader(run, start, device)
+    loader = _loader(run, start, accelerator)
     batches = iter(loader)
     began = time.perf_counter()
-    bar = progress_bar(description=run.name, total=config.steps, unit="step")
+    bar = progress_bar(description=run.name, total=config.steps, unit="step", disable=not is_main())
     bar.update(start)
     for step in range(start, config.steps):
         optimizer.set_rate(learning_rate(config, step) / config.lr)
-        means = _accumulate(run, step, batches, device)
-        norm = float(nn.utils.clip_grad_norm_(parameters, config.grad_clip))
-        if not math.isfinite(norm):
-            raise TrainingError(f"{run.name}: gradient norm is {norm} at step {step}; lower 'lr'")
+        means, parts = _accumulate(run, objective, step, batches, accelerator)
+        if not math.isfinite(means["loss"]):
+            _stop(run, f"loss is {means['loss']}", step, parts)
+        norm = float(accelerator.clip_grad_norm_(parameters, config.grad_clip))
+        if not math.isfinite(norm) and config.precision != "fp16":  # fp16 skips such steps
+            _stop(run, f"gradient norm is {norm}", step, parts)
         optimizer.step()
         average.update(step)
         window.append({**means, "grad_norm": norm})
         bar.update(1)
-        bar.set_postfix(loss=f"{means['loss']:.4f}", refresh=False)
-        if (step + 1) % max(1, config.steps // 40) == 0 or step + 1 == config.steps:
+        bar.set_postfix(_shown(means["loss"], step + 1 - start, run, began), refresh=False)
+        if run.tracking and (step + 1) % run.tracking.every == 0:
+            accelerator.log({**means, "grad_norm": norm}, step + 1)
+        if (step + 1) % max(1, config.steps // CURVE_POINTS) == 0 or step + 1 == config.steps:
             rows.append(_row(step + 1, window, learning_rate(config, step)))
             window.clear()
+            _warn(run, rows, bar)
         if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
-            state = _state(run, optimizer, average, rows, step + 1, window)
-            checkpoint.save(run.scratch, run.fingerprint, state)
+            if is_main():
+                state = _state(run, optimizer, average, rows, window)
+                checkpoint.save(run.scratch, run.fingerprint, step + 1, state)
+            accelerator.wait_for_everyone()
     bar.close()
+    for tracker in accelerator.trackers:
+        tracker.finish()
     average.apply()
-    _write_curve(run.curve, rows)
-    seconds = time.perf_counter() - began
-    waited = f"{loader.waited_s:.1f} s of them waiting for data"
-    print(f"{run.name}: {config.steps - start} steps in {seconds:.1f} s, {waited}", flush=True)
+    if is_main():
+        _write_curve(run.curve, rows)
+        seconds = time.perf_counter() - began
+        waited = f"{loader.waited_s:.1f} s of them waiting for data"
+        print(f"{run.name}: {config.steps - start} steps in {seconds:.1f} s, {waited}", flush=True)
     return rows[-1] if rows else {}
 
 
-def _loader(run: Run, start: int, device: torch.device) -> BatchLoader:
-    """The micro-batches from step ``start`` on."""
-    config = run.optimizer
-    numbers = range(start * config.accumulation, config.steps * config.accumulation)
-    return BatchLoader(run.batches, numbers, loader_workers(run.workers, device))
+def _own_parts(run: Run, accelerator: Accelerator) -> range:
+    """Which of a step's micro-batches this process takes."""
+    parts, processes = run.optimizer.accumulation, accelerator.num_processes
+    if parts % processes:
+        raise TrainingError(
+            f"{run.name}: a step's {parts} micro-batches ('accumulation') cannot be shared by "
+            f"{processes} processes; make it a multiple of them"
+        )
+    return range(accelerator.process_index, parts, processes)
+
+
+def _loader(run: Run, start: int, accelerator: Accelerator) -> BatchLoader:
+    """This process's micro-batches from step ``start`` on."""
+    config, own = run.optimizer, _own_parts(run, accelerator)
+    numbers = [
+        step * config.accumulation + part for step in range(start, config.steps) for part in own
+    ]
+    return BatchLoader(run.batches, numbers, loader_workers(run.workers, accelerator.device))
 
 
 def _accumulate(
-    run: Run, step: int, batches: Iterator[Batch], device: torch.device
-) -> dict[str, float]:
-    """Forward and backward over the micro-batches of one step; their mean losses."""
-    config = run.optimizer
-    sums: dict[str, float] = {}
-    for part in range(config.accumulation):
-        micro_batch = step * config.accumulation + part
-        batch, generator = next(batches), micro_batch_generator(run.seed, micro_batch)
-        with autocast(config.precision, device):
-            losses = run.loss(micro_batch, batch, generator)
-        loss = losses["loss"]
-        if not torch.isfinite(loss):
-            raise TrainingError(
-                f"{run.name}: loss is {loss.item()} at step {step}, micro-batch {micro_batch}"
-            )
-        (loss / config.accumulation).backward()
-        for name, value in losses.items():
-            sums[name] = sums.get(name, 0.0) + float(value.detach()) / config.accumulation
-    return sums
+    run: Run,
+    objective: nn.Module,
+    step: int,
+    batches: Iterator[Batch],
+    accelerator: Accelerator,
+) -> tuple[dict[str, float], list[_Part]]:
+    """Forward and backward over the micro-batches of one step.
+
+    Returns:
+        The means of their losses over all processes, and what this process has seen.
+    """
+    own = _own_parts(run, accelerator)
+    parts = []
+    for part in own:
+        number = step * run.optimizer.accumulation + part
+        batch, generator = next(batches), micro_batch_generator(run.seed, number)
+        with nullcontext() if part == own[-1] else accelerator.no_sync(objective):
+            losses = objective(number, batch, generator)
+            accelerator.backward(losses["loss"] / len(own))
+        parts.append(_Part(number, batch, {n: v.detach().float() for n, v in losses.items()}))
+    values = torch.stack([torch.stack(list(part.losses.values())) for part in parts]).mean(0)
+    means = accelerator.reduce(values, "mean").tolist()  # the one time the GPU is waited for
+    return dict(zip(parts[0].losses, means, strict=True)), parts
+
+
+def _stop(run: Run, what: str, step: int, parts: list[_Part]) -> NoReturn:
+    """End the run, its micro-batches saved for a look."""
+    bad = [p for p in parts if not torch.isfinite(p.losses["loss"])]
+    if "loss" in what and not bad:
+        raise TrainingError(f"{run.name}: {what} at step {step} in another process")
+    kept = bad[:1] or parts
+    numbers = ", ".join(str(part.number) for part in kept)
+    path = run.scratch / f"not_finite_{kept[0].number}.pt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save([dataclasses.asdict(part) for part in kept], path)
+    raise TrainingError(
+        f"{run.name}: {what} at step {step}, micro-batch {numbers}, which is kept in {path}; look "
+        "at its depth, or lower 'lr'"
+    )
+
+
+def _shown(loss: float, steps: int, run: Run, began: float) -> dict[str, str]:
+    """What stands behind the progress bar: loss, samples a second, memory."""
+    samples = steps * run.optimizer.batch_size * run.optimizer.accumulation
+    rate = samples / (time.perf_counter() - began)
+    device = run.objective.device
+    if device.type == "cuda":
+        memory = torch.cuda.max_memory_allocated(device)
+    else:
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"loss": f"{loss:.4f}", "samples/s": f"{rate:.1f}", "GB": f"{memory / 1e9:.1f}"}
 
 
 def _row(step: int, window: list[dict[str, float]], rate: float) -> dict[str, float]:
@@ -204,21 +289,46 @@ def _row(step: int, window: list[dict[str, float]], rate: float) -> dict[str, fl
     return {"step": step, **means, "lr": round(rate, 9)}
 
 
+def loss_warning(rows: list[dict[str, float]], peak_rate: float) -> str | None:
+    """What is wrong with the loss of a curve at its last row, or None.
+
+    A loss may stand still while the rate is small, at the beginning and towards the end.
+    """
+    losses = [row["loss"] for row in rows]
+    least = min(losses)
+    if 0 < DIVERGED * least < losses[-1]:
+        at = rows[losses.index(least)]["step"]
+        return f"loss {losses[-1]:.4g} is far above the {least:.4g} of step {at}: it diverges"
+    if len(losses) < 2 * SPAN or rows[-1]["lr"] < 0.2 * peak_rate:
+        return None
+    before, now = (sum(part) / SPAN for part in (losses[-2 * SPAN : -SPAN], losses[-SPAN:]))
+    if before > 0 and now > (1 - FALL) * before:
+        return f"loss has not fallen since step {rows[-SPAN]['step']} ({before:.4g}, now {now:.4g})"
+    return None
+
+
+def _warn(run: Run, rows: list[dict[str, float]], bar: Any) -> None:
+    """Print a warning about the loss when it first applies."""
+    now, before = (
+        loss_warning(part, run.optimizer.lr) if part else None for part in (rows, rows[:-1])
+    )
+    if now and not before and is_main():
+        bar.write(f"{run.name}: warning: {now}; a lower or higher 'lr' may help")
+
+
 def _state(
     run: Run,
     optimizer: Optimizers,
     average: _Average,
     rows: list[dict[str, float]],
-    step: int,
     window: list[dict[str, float]],
 ) -> dict[str, Any]:
     return {
-        "network": run.network.state_dict(),
+        "network": run.objective.network.state_dict(),
         "optimizer": optimizer.state_dict(),
         "average": average.values,
         "rows": rows,
         "window": window,
-        "step": step,
     }
 
 
@@ -229,7 +339,7 @@ def _resume(
     state = checkpoint.load(run.scratch, run.fingerprint)
     if state is None:
         return [], [], 0
-    run.network.load_state_dict(state["network"])
+    run.objective.network.load_state_dict(state["network"])
     optimizer.load_state_dict(state["optimizer"])
     average.values = list(state["average"])
     print(f"{run.name}: resuming at step {state['step']} of {run.optimizer.steps}", flush=True)

@@ -11,12 +11,12 @@ import dataclasses
 import json
 
 import torch
+from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from metricgold.config import OptimizerConfig, ProfileConfig, TrainOneStepConfig
 from metricgold.depth_codec import DepthCodec
 from metricgold.diffusion import LAST_TIMESTEP
-from metricgold.files import replaced_folder
 from metricgold.losses import (
     masked_l1,
     multiscale_gradient_l1,
@@ -31,23 +31,20 @@ from metricgold.model import (
     predict_velocity,
 )
 from metricgold.training import checkpoint
+from metricgold.training.accelerator import default_device, use_all_cores, written_by_main
 from metricgold.training.coarse_depth import CoarseDepth, cell_means
-from metricgold.training.latents import (
-    LatentBank,
-    LatentBatches,
-    cache_hash,
-    open_latents,
-    weights_hash,
-)
+from metricgold.training.latents import LatentBatches, cache_hash, open_latents, weights_hash
 from metricgold.training.loader import Batch
-from metricgold.training.loop import Run, default_device, train, use_all_cores
+from metricgold.training.loop import Objective, Run, train
 from metricgold.training.unet import drop_fov, prepare_for_training
 from metricgold.workspace import Workspace
 
 CURVES = {"latent": "train_one_step_latent.csv", "depth": "train_one_step.csv"}
 
 
-def predict_depth_latent(model: MetricGoldModel, rgb_latent: Tensor, fov_y_deg: Tensor) -> Tensor:
+def predict_depth_latent(
+    unet: UNet2DConditionModel, empty_text_embed: Tensor, rgb_latent: Tensor, fov_y_deg: Tensor
+) -> Tensor:
     """One step at t = 999 from the camera's rays: clean depth latent [B, C, h, w], with gradients.
 
     ``fov_y_deg`` [B] holds NaN where the camera is unknown.
@@ -55,31 +52,7 @@ def predict_depth_latent(model: MetricGoldModel, rgb_latent: Tensor, fov_y_deg: 
     timesteps = torch.full((len(rgb_latent),), LAST_TIMESTEP, device=rgb_latent.device)
     start = one_step_start(fov_y_deg, rgb_latent)
     features = fov_features(fov_y_deg).to(rgb_latent.device)
-    embed = model.empty_text_embed
-    return -predict_velocity(model.unet, rgb_latent, start, timesteps, embed, features)
-
-
-def _latent_loss(
-    predicted: Tensor,
-    rows: dict[str, Tensor],
-    coarse: CoarseDepth,
-    codec: DepthCodec,
-    config: TrainOneStepConfig,
-) -> dict[str, Tensor]:
-    """L1 between depth latents, and the metric loss on what a linear map reads from them.
-
-    Both over cells whose every pixel is valid; no decoder is needed.
-    """
-    target = rows["depth_latent"].to(predicted.device)
-    mask = rows["latent_mask"].to(predicted.device)
-    latent = masked_l1(predicted, target, mask.expand_as(target))
-    depth = cell_means(rows["depth_norm"].to(predicted.device), mask)
-    metric = depth_loss(coarse(predicted), depth, mask, codec, config)["loss"]
-    return {
-        "loss": latent + config.coarse_loss_weight * metric,
-        "latent": latent,
-        "coarse": metric,
-    }
+    return -predict_velocity(unet, rgb_latent, start, timesteps, empty_text_embed, features)
 
 
 def depth_loss(
@@ -101,6 +74,67 @@ def depth_loss(
     return {"loss": total, "l1": l1, "gradient": gradient, "scale": scale, "relative": relative}
 
 
+class _OneStep(Objective):
+    """What both phases share: the depth latent of one step from the picture's latent."""
+
+    network: UNet2DConditionModel
+    empty_text_embed: Tensor
+    keys: tuple[str, ...]
+
+    def __init__(self, model: MetricGoldModel, config: TrainOneStepConfig) -> None:
+        super().__init__(model.unet)
+        self.config, self.codec = config, model.spec.codec
+        self.register_buffer("empty_text_embed", model.empty_text_embed, persistent=False)
+
+    def predict(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """Depth latent [B, C, h, w] of the micro-batch, some cameras made unknown."""
+        fov_y_deg = drop_fov(batch["fov_y_deg"], self.config.fov_dropout, generator)
+        rgb_latent = batch["rgb_latent"].to(self.device)
+        return predict_depth_latent(self.network, self.empty_text_embed, rgb_latent, fov_y_deg)
+
+
+class LatentObjective(_OneStep):
+    """L1 between depth latents, and the metric loss on what a linear map reads from them.
+
+    Both over cells whose every pixel is valid; no decoder is needed.
+    """
+
+    keys = ("rgb_latent", "fov_y_deg", "depth_norm", "depth_latent", "latent_mask")
+
+    def __init__(
+        self, model: MetricGoldModel, config: TrainOneStepConfig, coarse: CoarseDepth
+    ) -> None:
+        super().__init__(model, config)
+        self.coarse = coarse
+
+    def forward(self, number: int, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Of cached rows with ``keys``."""
+        predicted = self.predict(batch, generator)
+        target = batch["depth_latent"].to(predicted.device)
+        mask = batch["latent_mask"].to(predicted.device)
+        latent = masked_l1(predicted, target, mask.expand_as(target))
+        depth = cell_means(batch["depth_norm"].to(predicted.device), mask)
+        metric = depth_loss(self.coarse(predicted), depth, mask, self.codec, self.config)["loss"]
+        total = latent + self.config.coarse_loss_weight * metric
+        return {"loss": total, "latent": latent, "coarse": metric}
+
+
+class MetricObjective(_OneStep):
+    """The metric loss on decoded depth; gradients pass through the frozen decoder."""
+
+    keys = ("rgb_latent", "fov_y_deg", "depth_norm", "valid_mask")
+
+    def __init__(self, model: MetricGoldModel, config: TrainOneStepConfig) -> None:
+        super().__init__(model, config)
+        self.depth_vae = model.depth_vae
+
+    def forward(self, number: int, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Of cached rows with ``keys``."""
+        decoded = decode_depth_norm(self.depth_vae, self.predict(batch, generator))
+        target, valid = batch["depth_norm"].to(decoded), batch["valid_mask"].to(decoded.device)
+        return depth_loss(decoded, target, valid, self.codec, self.config)
+
+
 def run(config: ProfileConfig, workspace: Workspace) -> None:
     """Fine-tune the stage-B U-Net; the complete checkpoint goes to ``workspace.model``.
 
@@ -117,56 +151,34 @@ def run(config: ProfileConfig, workspace: Workspace) -> None:
     identity = json.dumps(
         [cache_hash(workspace), weights_hash(workspace.unet), section.model_dump(mode="json")]
     )
-    coarse = CoarseDepth.fit(banks, config.seed)
-    phases = (("latent", section.latent_phase), ("depth", section.optimizer))
-    for number, (phase, optimizer) in enumerate(phases):
+    phases: tuple[tuple[str, _OneStep, OptimizerConfig], ...] = (
+        (
+            "latent",
+            LatentObjective(model, section, CoarseDepth.fit(banks, config.seed)),
+            section.latent_phase,
+        ),
+        ("depth", MetricObjective(model, section), section.optimizer),
+    )
+    for number, (phase, objective, optimizer) in enumerate(phases):
         if optimizer.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
             model.depth_vae.enable_gradient_checkpointing()
-        _train_phase(config, workspace, model, banks, coarse, phase, optimizer, number, identity)
-    with replaced_folder(workspace.model) as folder:
-        model.to("cpu").save_pretrained(folder)
-    for phase, _ in phases:
-        checkpoint.discard(workspace.scratch(f"train_one_step_{phase}"))
-
-
-def _train_phase(
-    config: ProfileConfig,
-    workspace: Workspace,
-    model: MetricGoldModel,
-    banks: dict[str, LatentBank],
-    coarse: CoarseDepth,
-    phase: str,
-    optimizer: OptimizerConfig,
-    number: int,
-    identity: str,
-) -> None:
-    section, device = config.train_one_step, model.unet.device
-    codec = model.spec.codec
-    targets = ("depth_latent", "latent_mask") if phase == "latent" else ("valid_mask",)
-    keys = ("rgb_latent", "fov_y_deg", "depth_norm", *targets)
-
-    def loss(micro_batch: int, rows: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Of one micro-batch: its terms, in this phase's space."""
-        fov_y_deg = drop_fov(rows["fov_y_deg"], section.fov_dropout, generator)
-        predicted = predict_depth_latent(model, rows["rgb_latent"].to(device), fov_y_deg)
-        if phase == "latent":
-            return _latent_loss(predicted, rows, coarse, codec, section)
-        decoded = decode_depth_norm(model.depth_vae, predicted)
-        target, valid = rows["depth_norm"].to(device), rows["valid_mask"].to(device)
-        return depth_loss(decoded, target, valid, codec, section)
-
-    train(
-        Run(
-            name=f"train_one_step ({phase})",
-            network=model.unet,
-            optimizer=optimizer,
-            batches=LatentBatches(config, banks, optimizer, salt=15 + number, keys=keys),
-            loss=loss,
-            scratch=workspace.scratch(f"train_one_step_{phase}"),
-            seed=config.seed + 3 + number,
-            identity=identity,
-            curve=workspace.plots / CURVES[phase],
-            workers=config.loader.workers,
+        train(
+            Run(
+                name=f"train_one_step ({phase})",
+                objective=objective,
+                optimizer=optimizer,
+                batches=LatentBatches(config, banks, optimizer, 15 + number, objective.keys),
+                scratch=workspace.scratch(f"train_one_step_{phase}"),
+                seed=config.seed + 3 + number,
+                identity=identity,
+                curve=workspace.plots / CURVES[phase],
+                workers=config.loader.workers,
+                tracking=config.tracking,
+            )
         )
-    )
+    with written_by_main(workspace.model) as folder:
+        if folder is not None:
+            model.to("cpu").save_pretrained(folder)
+            for phase, _, _ in phases:
+                checkpoint.discard(workspace.scratch(f"train_one_step_{phase}"))

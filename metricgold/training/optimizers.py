@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 from metricgold.config import MuonConfig, OptimizerConfig
@@ -37,6 +38,7 @@ class ConvMuon(torch.optim.Muon):
     def step(self, closure: Callable[[], float] | None = None) -> Any:
         """One step from the gradients of the weights as they were given."""
         for weight, matrix in zip(self._weights, self._matrices, strict=True):
+            matrix.data = weight.detach().view(len(weight), -1)  # DDP may have moved the weight
             matrix.grad = None if weight.grad is None else weight.grad.reshape(matrix.shape)
         return super().step(closure)
 
@@ -69,6 +71,12 @@ class Optimizers:
         for group in self._groups():
             group["peak_lr"] = group["lr"]
 
+    def prepare(self, accelerator: Accelerator, objective: nn.Module) -> nn.Module:
+        """Hand everything to ``accelerator``; returns the objective to call from now on."""
+        prepared = accelerator.prepare(objective, *self._optimizers)
+        self._optimizers = list(prepared[1:])
+        return prepared[0]
+
     def _groups(self) -> list[dict[str, Any]]:
         return [group for o in self._optimizers for group in o.param_groups]
 
@@ -76,6 +84,15 @@ class Optimizers:
         """Set every learning rate to ``share`` of its peak."""
         for group in self._groups():
             group["lr"] = group["peak_lr"] * share
+
+    def state_numbers(self) -> int:
+        """Numbers of state once training goes on: two a weight for AdamW, one for Muon."""
+        return sum(
+            (1 if isinstance(optimizer, ConvMuon) else 2) * parameter.numel()
+            for optimizer in self._optimizers
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        )
 
     def step(self) -> None:
         """One step, then the gradients are forgotten."""

@@ -9,9 +9,8 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
 
-from metricgold.config import ProfileConfig
+from metricgold.config import ProfileConfig, TrainUnetConfig
 from metricgold.diffusion import add_noise, annealed_multires_noise, make_scheduler, velocity_target
-from metricgold.files import replaced_folder
 from metricgold.model import (
     LOADING,
     MetricGoldModel,
@@ -19,24 +18,27 @@ from metricgold.model import (
     fov_features,
     predict_velocity,
     widen_conv_in,
-    zero_fov_output,
+    with_fov_embedding,
 )
 from metricgold.training import checkpoint
+from metricgold.training.accelerator import default_device, use_all_cores, written_by_main
 from metricgold.training.base_model import BaseModel
 from metricgold.training.latents import LatentBatches, cache_hash, open_latents
 from metricgold.training.loader import Batch
-from metricgold.training.loop import Run, default_device, train, use_all_cores
+from metricgold.training.loop import Objective, Run, train
 from metricgold.workspace import Workspace
 
 MULTI_STEPS = 4
 """Inference steps a stage-B checkpoint recommends."""
 
+KEYS = ("rgb_latent", "depth_latent", "latent_mask", "fov_y_deg")
+"""What stage B reads of the latent cache."""
+
 
 def initial_model(config: ProfileConfig, workspace: Workspace) -> MetricGoldModel:
     """The base model widened to 8 input channels, with the depth VAE; not yet trained."""
     base = BaseModel.load(workspace.base_model)
-    unet = widen_conv_in(base.unet)
-    zero_fov_output(unet)
+    unet = widen_conv_in(with_fov_embedding(base.unet))
     return MetricGoldModel(
         image_vae=base.image_vae,
         depth_vae=AutoencoderKL.from_pretrained(workspace.depth_vae, **LOADING),
@@ -68,6 +70,39 @@ def drop_fov(fov_y_deg: Tensor, dropout: float, generator: torch.Generator) -> T
     return torch.where(drop, torch.full_like(fov_y_deg, torch.nan), fov_y_deg)
 
 
+class VelocityObjective(Objective):
+    """Masked MSE of the velocity at random timesteps."""
+
+    network: UNet2DConditionModel
+    empty_text_embed: Tensor
+
+    def __init__(self, model: MetricGoldModel, config: TrainUnetConfig) -> None:
+        super().__init__(model.unet)
+        self.config, self.alphas = config, model.scheduler.alphas_cumprod
+        self.register_buffer("empty_text_embed", model.empty_text_embed, persistent=False)
+
+    def forward(self, number: int, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Of cached rows with :data:`KEYS`."""
+        clean, device = batch["depth_latent"], self.device
+        timesteps = torch.randint(0, 1000, (len(clean),), generator=generator)
+        strength = self.config.noise_strength
+        noise = annealed_multires_noise(clean.shape, timesteps, strength, generator)
+        noisy = add_noise(clean, noise, timesteps, self.alphas)
+        target = velocity_target(clean, noise, timesteps, self.alphas).to(device)
+        fov = fov_features(drop_fov(batch["fov_y_deg"], self.config.fov_dropout, generator))
+        predicted = predict_velocity(
+            self.network,
+            batch["rgb_latent"].to(device),
+            noisy.to(device),
+            timesteps.to(device),
+            self.empty_text_embed,
+            fov.to(device),
+        )
+        mask = batch["latent_mask"].to(device).expand_as(target)
+        squared = (predicted.float() - target).square() * mask
+        return {"loss": squared.sum() / mask.sum().clamp_min(1)}
+
+
 def run(config: ProfileConfig, workspace: Workspace) -> None:
     """Train by v-prediction with a masked MSE; checkpoint to ``workspace.unet``."""
     section = config.train_unet
@@ -78,43 +113,21 @@ def run(config: ProfileConfig, workspace: Workspace) -> None:
     unet = prepare_for_training(model.unet)
     if section.optimizer.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
-    alphas = model.scheduler.alphas_cumprod
-    keys = ("rgb_latent", "depth_latent", "latent_mask", "fov_y_deg")
-
-    def loss(micro_batch: int, rows: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Masked MSE of the velocity at random timesteps."""
-        clean = rows["depth_latent"]
-        timesteps = torch.randint(0, 1000, (len(clean),), generator=generator)
-        noise = annealed_multires_noise(clean.shape, timesteps, section.noise_strength, generator)
-        noisy = add_noise(clean, noise, timesteps, alphas)
-        target = velocity_target(clean, noise, timesteps, alphas).to(unet.device)
-        fov = fov_features(drop_fov(rows["fov_y_deg"], section.fov_dropout, generator))
-        predicted = predict_velocity(
-            unet,
-            rows["rgb_latent"].to(unet.device),
-            noisy.to(unet.device),
-            timesteps.to(unet.device),
-            model.empty_text_embed,
-            fov.to(unet.device),
-        )
-        mask = rows["latent_mask"].to(unet.device).expand_as(target)
-        squared = (predicted.float() - target).square() * mask
-        return {"loss": squared.sum() / mask.sum().clamp_min(1)}
-
     train(
         Run(
             name="train_unet",
-            network=unet,
+            objective=VelocityObjective(model, section),
             optimizer=section.optimizer,
-            batches=LatentBatches(config, banks, section.optimizer, salt=14, keys=keys),
-            loss=loss,
+            batches=LatentBatches(config, banks, section.optimizer, salt=14, keys=KEYS),
             scratch=workspace.scratch("train_unet"),
             seed=config.seed + 2,
             identity=json.dumps([cache_hash(workspace), section.model_dump(mode="json")]),
             curve=workspace.plots / "train_unet.csv",
             workers=config.loader.workers,
+            tracking=config.tracking,
         )
     )
-    with replaced_folder(workspace.unet) as folder:
-        model.to("cpu").save_pretrained(folder)
-    checkpoint.discard(workspace.scratch("train_unet"))
+    with written_by_main(workspace.unet) as folder:
+        if folder is not None:
+            model.to("cpu").save_pretrained(folder)
+            checkpoint.discard(workspace.scratch("train_unet"))

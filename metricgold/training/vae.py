@@ -9,12 +9,13 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from metricgold.config import ProfileConfig
+from metricgold.config import ProfileConfig, TrainVaeConfig
 from metricgold.depth_codec import DepthCodec
 from metricgold.evaluation.floor import vae_floor
-from metricgold.files import replaced_folder, write_json
+from metricgold.files import write_json
 from metricgold.model import vae_factor
 from metricgold.training import checkpoint
+from metricgold.training.accelerator import default_device, is_main, use_all_cores, written_by_main
 from metricgold.training.autoencoder import (
     FrameBatches,
     crop_share,
@@ -25,7 +26,7 @@ from metricgold.training.autoencoder import (
 from metricgold.training.banks import depth_norm_of, first_frames, open_banks
 from metricgold.training.base_model import BaseModel
 from metricgold.training.loader import Batch
-from metricgold.training.loop import Run, default_device, train, use_all_cores
+from metricgold.training.loop import Objective, Run, train
 from metricgold.workspace import Workspace
 
 FLOOR_FRAMES = 64
@@ -60,20 +61,48 @@ def run(config: ProfileConfig, workspace: Workspace) -> None:
     norms = [depth_norm_of(codec, b["depth"], b["valid_mask"])[0] for b in known.values()]
     factor = set_scaling_factor(vae, [n.expand(-1, 3, -1, -1) for n in norms])
     after = _floor(vae, codec, held_out)
-    with replaced_folder(workspace.depth_vae) as folder:
-        vae.cpu().save_pretrained(folder)
-    write_json(
-        workspace.metrics / "train_vae.json",
-        {
+    with written_by_main(workspace.depth_vae) as folder:
+        if folder is not None:
+            vae.cpu().save_pretrained(folder)
+    if is_main():
+        metrics = {
             "floor_before": before,
             "floor_after": after,
             "accepted": int(accepted),
             "decoder_only": int(not section.train_encoder),
             "scaling_factor": factor,
-        },
-    )
-    checkpoint.discard(workspace.scratch("train_vae"))
-    print(f"VAE floor on held-out frames: AbsRel {before['abs_rel']:.4f} -> {after['abs_rel']:.4f}")
+        }
+        write_json(workspace.metrics / "train_vae.json", metrics)
+        checkpoint.discard(workspace.scratch("train_vae"))
+        told = f"AbsRel {before['abs_rel']:.4f} -> {after['abs_rel']:.4f}"
+        print(f"VAE floor on held-out frames: {told}")
+
+
+class DepthObjective(Objective):
+    """Reconstruction of log-depth by the depth VAE, on windows of it."""
+
+    network: AutoencoderKL
+
+    def __init__(self, vae: AutoencoderKL, codec: DepthCodec, config: TrainVaeConfig) -> None:
+        super().__init__(vae)
+        self.codec, self.config = codec, config
+
+    def forward(self, number: int, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Of the micro-batch's ``depth`` where ``valid_mask``."""
+        norm, valid = depth_norm_of(self.codec, batch["depth"], batch["valid_mask"])
+        share = crop_share(self.config.crop, number, self.config.optimizer)
+        norm, valid = random_crop((norm, valid), share, vae_factor(self.network), generator)
+        norm, valid = norm.to(self.device), valid.to(self.device)
+        return reconstruction_loss(
+            self.network,
+            norm.expand(-1, 3, -1, -1),
+            norm,
+            valid,
+            generator,
+            self.config.gradient_loss_weight,
+            self.config.kl_weight,
+            self.config.latent_mixup,
+        )
 
 
 def _train(
@@ -86,30 +115,12 @@ def _train(
         vae.quant_conv.requires_grad_(False)
     keys = ("depth", "valid_mask")
 
-    def loss(micro_batch: int, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Reconstruction of the micro-batch's depth, on windows of it."""
-        norm, valid = depth_norm_of(codec, batch["depth"], batch["valid_mask"])
-        share = crop_share(section.crop, micro_batch, section.optimizer)
-        norm, valid = random_crop((norm, valid), share, vae_factor(vae), generator)
-        norm, valid = norm.to(vae.device), valid.to(vae.device)
-        return reconstruction_loss(
-            vae,
-            norm.expand(-1, 3, -1, -1),
-            norm,
-            valid,
-            generator,
-            section.gradient_loss_weight,
-            section.kl_weight,
-            section.latent_mixup,
-        )
-
     train(
         Run(
             name="train_vae",
-            network=vae,
+            objective=DepthObjective(vae, codec, section),
             optimizer=section.optimizer,
             batches=FrameBatches(config, banks, section.optimizer, salt=12, keys=keys),
-            loss=loss,
             scratch=workspace.scratch("train_vae"),
             seed=config.seed + 1,
             identity=json.dumps(
@@ -117,6 +128,7 @@ def _train(
             ),
             curve=workspace.plots / "train_vae.csv",
             workers=config.loader.workers,
+            tracking=config.tracking,
         )
     )
 

@@ -24,7 +24,7 @@ from metricgold.training import loader as module
 from metricgold.training.autoencoder import FrameBatches
 from metricgold.training.latents import CACHE_VERSION, LatentBank, LatentBatches
 from metricgold.training.loader import Batch, BatchLoader, loader_workers
-from metricgold.training.loop import Run, train
+from metricgold.training.loop import Objective, Run, train
 
 WORKERS = (0, 1, 3)
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -121,15 +121,16 @@ def test_training_does_not_depend_on_who_reads(
         torch.manual_seed(1)
         network = nn.Conv2d(3, 1, 3, padding=1)
 
-        def loss(number: int, batch: Batch, generator: torch.Generator) -> Batch:
-            if number == stop_at:
-                raise KeyboardInterrupt
-            target = batch["depth"] + torch.rand(1, generator=generator)
-            return {"loss": (network(batch["rgb"]) - target).abs().mean()}
+        class Toy(Objective):
+            def forward(self, number: int, batch: Batch, generator: torch.Generator) -> Batch:
+                if number == stop_at:
+                    raise KeyboardInterrupt
+                target = batch["depth"] + torch.rand(1, generator=generator)
+                return {"loss": (self.network(batch["rgb"]) - target).abs().mean()}
 
         train(
             Run(
-                name="toy", network=network, optimizer=OPTIMIZER, batches=frames, loss=loss,
+                name="toy", objective=Toy(network), optimizer=OPTIMIZER, batches=frames,
                 scratch=tmp_path / folder, seed=2, workers=workers,
             )
         )  # fmt: skip

@@ -38,8 +38,8 @@ FOLDERS = {
     "predictions": "evaluation",
 }
 """Attribute of the workspace to the name of its folder under artifacts/."""
-BEHAVIOUR_ONLY = {"download", "loader"}
-"""Sections that change how, not what: retries and timeouts of the network, who reads ahead."""
+BEHAVIOUR_ONLY = {"download", "loader", "tracking"}
+"""Sections that change how, not what: the network's retries, who reads ahead, who watches."""
 
 
 @pytest.fixture(scope="module")

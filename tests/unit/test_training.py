@@ -20,7 +20,7 @@ from metricgold.training import checkpoint
 from metricgold.training.latents import CACHE_VERSION, LatentBank, StaleLatentsError, weights_hash
 from metricgold.training.loader import Batch
 from metricgold.training.loop import (
-    LossFunction,
+    Objective,
     Run,
     TrainingError,
     learning_rate,
@@ -65,6 +65,20 @@ def hidden_network() -> nn.Module:
     )
 
 
+LossFunction = Callable[[int, Batch, torch.Generator], dict[str, Tensor]]
+
+
+class Given(Objective):
+    """An objective by a function that uses ``network``."""
+
+    def __init__(self, network: nn.Module, loss: LossFunction) -> None:
+        super().__init__(network)
+        self.loss = loss
+
+    def forward(self, number: int, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        return self.loss(number, batch, generator)
+
+
 def denoising_loss(network: nn.Module, stop_at: int | None = None) -> LossFunction:
     """A loss whose data come from the generator; stops dead at micro-batch ``stop_at``."""
 
@@ -87,7 +101,7 @@ def run_of(folder: Path, network: nn.Module, loss: LossFunction, **changes: Any)
         "batches": [{}] * 1000,
         "curve": folder / "curve.csv",
     }
-    return Run(network=network, loss=loss, **(given | changes))
+    return Run(objective=Given(network, loss), **(given | changes))
 
 
 MUON = {"lr": 0.02, "momentum": 0.9}
@@ -110,9 +124,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     with pytest.raises(KeyboardInterrupt):
         train(run_of(tmp_path / "parts", broken, stopping, optimizer=config))
     resumed = make_network()
-    if (broken_off := tmp_path / "parts" / "scratch" / checkpoint.FILE).is_file():
+    left = checkpoint.checkpoints(tmp_path / "parts" / "scratch")
+    if left:
         nn.init.zeros_(next(resumed.parameters()))  # the weights come from the checkpoint
-    assert broken_off.is_file() == (stop_at >= 14)
+    assert len(left) == min(stop_at // 14, checkpoint.KEPT)
     done = train(run_of(tmp_path / "parts", resumed, denoising_loss(resumed), optimizer=config))
     assert done == last
     for name, value in whole.state_dict().items():
@@ -158,10 +173,14 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, bad: float) -> 
 
     def loss(micro_batch: int, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         losses = good(micro_batch, batch, generator)
-        return {"loss": losses["loss"] * bad} if micro_batch == 9 else losses
+        return losses | {"loss": losses["loss"] * bad} if micro_batch == 9 else losses
 
-    with pytest.raises(TrainingError, match=rf"^toy: loss is {bad} at step 4, micro-batch 9$"):
-        train(run_of(tmp_path, network, loss))
+    told = rf"^toy: loss is {bad} at step 4, micro-batch 9, which is kept in \S+/not_finite_9\.pt; "
+    with pytest.raises(TrainingError, match=told):
+        train(run_of(tmp_path, network, loss, batches=[{"x": torch.tensor(n)} for n in range(99)]))
+    (kept,) = torch.load(tmp_path / "scratch" / "not_finite_9.pt", weights_only=True)
+    assert kept["number"] == kept["batch"]["x"].item() == 9
+    assert not torch.isfinite(kept["losses"]["loss"])
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
@@ -171,7 +190,8 @@ def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     def loss(micro_batch: int, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         return {"loss": network.weight.sum().abs().sqrt()}  # slope 0 / 0 at zero
 
-    with pytest.raises(TrainingError, match="toy: gradient norm is nan at step 0; lower 'lr'"):
+    told = "toy: gradient norm is nan at step 0, micro-batch 0, 1, which is kept in .*lower 'lr'"
+    with pytest.raises(TrainingError, match=told):
         train(run_of(tmp_path, network, loss))
 
 
@@ -194,22 +214,54 @@ def test_a_checkpoint_of_another_run_is_passed_over(
     assert other.fingerprint != run.fingerprint
     capsys.readouterr()
     assert checkpoint.load(other.scratch, other.fingerprint) is None
-    assert "belongs to other params or data; starting over" in capsys.readouterr().out
+    assert "belongs to other params or data; not used" in capsys.readouterr().out
     assert checkpoint.load(run.scratch, run.fingerprint) is not None
     with pytest.raises(KeyboardInterrupt):  # it starts over, at micro-batch 0
         train(run_of(tmp_path, network, denoising_loss(network, stop_at=0), **change))
 
 
-def test_a_damaged_checkpoint_is_passed_over(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_the_last_two_checkpoints_of_the_present_run_are_kept(tmp_path: Path) -> None:
+    """An older run's are gone with the first of a new one, however far it had come."""
+    for step in (7, 14, 90):
+        checkpoint.save(tmp_path, "older one", step, {})
+    assert [p.name[:13] for p in checkpoint.checkpoints(tmp_path)] == [
+        "step-00000090",
+        "step-00000014",
+    ]
+    for step in (5, 10, 15):
+        checkpoint.save(tmp_path, "new", step, {"a": torch.ones(2)})
+        last = checkpoint.load(tmp_path, "new")
+        assert last is not None
+        assert last["step"] == step
+    assert [p.name[:17] for p in checkpoint.checkpoints(tmp_path)] == [
+        "step-00000015-new",
+        "step-00000010-new",
+    ]
+
+
+@pytest.mark.parametrize("damage", ["cut short", "empty", "a byte of the weights", "not a file"])
+def test_of_a_damaged_checkpoint_the_one_before_is_used(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
 ) -> None:
-    checkpoint.save(tmp_path, "mine", {"step": 3})
-    assert checkpoint.load(tmp_path, "mine") == {"fingerprint": "mine", "step": 3}
-    path = tmp_path / checkpoint.FILE
-    path.write_bytes(path.read_bytes()[:40])
-    assert checkpoint.load(tmp_path, "mine") is None
-    assert "damaged" in capsys.readouterr().out
-    assert [p.name for p in tmp_path.iterdir()] == [checkpoint.FILE]  # no temporary file left
+    for step in (3, 6):
+        checkpoint.save(tmp_path, "mine", step, {"weights": torch.arange(999.0) + step})
+    path, before = checkpoint.checkpoints(tmp_path)
+    content = bytearray(path.read_bytes())
+    if damage == "cut short":
+        content = content[:-40]
+    elif damage == "empty":
+        content = bytearray()
+    elif damage == "a byte of the weights":
+        content[len(content) // 2] ^= 1
+    else:
+        content[:] = b"<!doctype html>"
+    path.write_bytes(content)
+    found = checkpoint.load(tmp_path, "mine")
+    assert found is not None
+    assert found["step"] == 3
+    assert torch.equal(found["weights"], torch.arange(999.0) + 3)
+    assert f"{path}: checkpoint is damaged" in capsys.readouterr().out
+    assert set(tmp_path.iterdir()) == {path, before}  # no temporary file left
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,69 @@
+"""Where a run can be watched: DVCLive, TensorBoard, Weights & Biases, MLflow, by Accelerate."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from metricgold.config import TrackingConfig
+from metricgold.errors import UserError
+
+_PACKAGES = {
+    "dvclive": "dvclive",
+    "tensorboard": "tensorboard",
+    "wandb": "wandb",
+    "mlflow": "mlflow",
+}
+
+
+def check_trackers(names: tuple[str, ...]) -> None:
+    """Every tracker that is asked for can be imported.
+
+    Raises:
+        UserError: one cannot; the message says what to install.
+    """
+    for name in names:
+        if importlib.util.find_spec(_PACKAGES[name]) is None:
+            raise UserError(
+                f"tracking.trackers names '{name}', which is not installed; run 'pip install "
+                f"{_PACKAGES[name]}' or take it out of params.yaml"
+            )
+
+
+def start(
+    accelerator: Accelerator, config: TrackingConfig, stage: str, params: dict[str, Any]
+) -> None:
+    """Open the trackers of an accelerator that was made with them; files go below ``folder``."""
+    folder = Path(config.folder) / re.sub(r"\W+", "_", stage).strip("_")
+    check_trackers(config.trackers)
+    accelerator.init_trackers(
+        "metricgold",
+        _flat(params),
+        {
+            "dvclive": {
+                "dir": str(folder),
+                "resume": (folder / "metrics.json").is_file(),
+                "save_dvc_exp": False,
+                "dvcyaml": None,
+                "report": None,
+            },
+            "wandb": {"name": stage, "group": "metricgold"},
+            "mlflow": {"run_name": stage},
+        },
+    )
+
+
+def _flat(params: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested params with dotted names; what is not a scalar as text."""
+    flat: dict[str, Any] = {}
+    for name, value in params.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            simple = isinstance(value, bool | int | float | str)
+            flat[prefix + name] = value if simple else str(value)
+    return flat
