@@ -132,11 +132,13 @@ class LoaderConfig(_Section):
 class TrackingConfig(_Section):
     """Where training can be watched while it runs, by name; a point every ``every`` steps.
 
-    Files go to ``folder``/stage. Nothing that is trained depends on it.
+    Every ``validate_every`` steps stages B and C predict a few held-out frames and leave a
+    picture. Files go to ``folder``/stage. Nothing that is trained depends on any of it.
     """
 
     trackers: tuple[Literal["dvclive", "tensorboard", "wandb", "mlflow"], ...] = ("dvclive",)
     every: PositiveInt = 50
+    validate_every: PositiveInt = 1000
     folder: str = ".work/tracking"
 
 
@@ -169,13 +171,18 @@ class MuonConfig(_Section):
 
 
 class OptimizerConfig(_Section):
-    """AdamW at ``lr``, and Muon where asked; linear warm-up, then decay to ``final_lr_ratio``."""
+    """AdamW at ``lr``, and Muon where asked; linear warm-up, then decay to ``final_lr_ratio``.
+
+    ``accumulation``: micro-batches of ``batch_size`` in a step, over all processes. ``adam_8bit``
+    keeps AdamW's state in 8 bits (package bitsandbytes, GPU). ``compile``: torch.compile.
+    """
 
     steps: PositiveInt
     batch_size: PositiveInt
     accumulation: PositiveInt = 1
     lr: PositiveFloat
     muon: MuonConfig | None = None
+    adam_8bit: bool = False
     warmup_steps: Annotated[int, Field(ge=0)]
     decay: Literal["cosine", "exponential", "constant"]
     final_lr_ratio: Fraction
@@ -184,7 +191,15 @@ class OptimizerConfig(_Section):
     ema_decay: Annotated[float, Field(ge=0, lt=1)]
     precision: Precision
     gradient_checkpointing: bool = False
+    compile: bool = False
+    channels_last: bool = False
     checkpoint_every: PositiveInt
+
+    @model_validator(mode="after")
+    def _precision_of_muon(self) -> OptimizerConfig:
+        if self.muon and self.precision == "fp16":
+            raise ValueError("muon does not go with precision fp16; take bf16 or fp32")
+        return self
 
 
 class BaseModelConfig(_Section):
@@ -224,7 +239,11 @@ class TrainVaeConfig(_Section):
 
 
 class AugmentConfig(_Section):
-    """Augmentations; probabilities in [0, 1], scales relative to the frame."""
+    """Augmentations; probabilities in [0, 1], scales relative to the frame.
+
+    ``colour``: amount of brightness, contrast, saturation and balance. ``blur``, ``jpeg``:
+    probabilities of a Gaussian blur and of compression.
+    """
 
     flip: Fraction
     crop: Fraction
@@ -232,6 +251,8 @@ class AugmentConfig(_Section):
     uncrop: Fraction
     uncrop_max_scale: Annotated[float, Field(ge=1)]
     colour: Annotated[float, Field(ge=0)]
+    blur: Fraction = 0.0
+    jpeg: Fraction = 0.0
 
 
 class CacheLatentsConfig(_Section):
@@ -243,12 +264,24 @@ class CacheLatentsConfig(_Section):
     augment: AugmentConfig
 
 
+class LoraConfig(_Section):
+    """Low-rank updates in place of full ones, for GPUs of 12 GB or less (package peft).
+
+    The attention's projections of the U-Net get updates of rank ``rank``, scaled by ``alpha`` /
+    ``rank``; its first convolution and the camera's embedding, which are new, train whole.
+    """
+
+    rank: PositiveInt = 16
+    alpha: PositiveInt = 16
+
+
 class TrainUnetConfig(_Section):
     """Stage B: v-prediction on cached latents."""
 
     optimizer: OptimizerConfig
     noise_strength: Fraction
     fov_dropout: Fraction
+    lora: LoraConfig | None = None
 
 
 class TrainOneStepConfig(_Section):
@@ -266,6 +299,7 @@ class TrainOneStepConfig(_Section):
     relative_loss_weight: Annotated[float, Field(ge=0)] = 0.0
     coarse_loss_weight: Annotated[float, Field(ge=0)] = 0.0
     fov_dropout: Fraction
+    lora: LoraConfig | None = None
 
 
 class EvaluateConfig(_Section):

@@ -53,7 +53,8 @@ def main() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     with tempfile.TemporaryDirectory() as folder:
         lines = [pinned(line) for line in resolve(Path(folder))]
-    gpu = [line.replace(";", " ;", 1) for line in project["optional-dependencies"]["gpu"]]
+    extras = project["optional-dependencies"]
+    gpu = [line.replace(";", " ;", 1) for line in (*extras["gpu"], *extras["8bit"])]
     body = "\n".join(sorted(lines + gpu, key=str.lower)) + "\n"
     TARGET.parent.mkdir(exist_ok=True)
     temporary = TARGET.with_suffix(".part")

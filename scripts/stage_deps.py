@@ -24,6 +24,7 @@ PLUMBING = {
     "metricgold.processes",
     "metricgold.progress",
     "metricgold.training.tracking",
+    "metricgold.training.validation",
     "metricgold.workspace",
 }
 """Modules that decide no number; a change there must not train anything again."""
@@ -43,9 +44,13 @@ def code_deps(stage: str, graph: Any, root: Path = ROOT) -> list[str]:
 
 
 def import_graph() -> Any:
-    """The project's imports, those inside functions included."""
+    """The project's imports, those inside functions included, but not what plumbing imports."""
     sys.path.insert(0, str(ROOT))
-    return grimp.build_graph(*PACKAGES, cache_dir=None, exclude_type_checking_imports=True)
+    graph = grimp.build_graph(*PACKAGES, cache_dir=None, exclude_type_checking_imports=True)
+    for module in PLUMBING:
+        for imported in graph.find_modules_directly_imported_by(module):
+            graph.remove_import(importer=module, imported=imported)
+    return graph
 
 
 def is_code(dep: Any) -> bool:

@@ -22,6 +22,16 @@ _BATCH, _BATCH_BYTES = 64, 64 * 10**6
 """Frames are written together, at most so many and not many more bytes."""
 
 
+_TABLES = {
+    "rgb_end": np.int64,
+    "intrinsics": np.float64,
+    "key": h5py.string_dtype(),
+    "valid_ratio": np.float32,
+    "crc32": np.uint32,
+}
+"""What a scene holds besides pictures, depth and sky, and its types."""
+
+
 class ShardWriter:
     """Writes ``{split}-000.h5``, ``-001``, …; frames of a scene must come one after another.
 
@@ -45,6 +55,7 @@ class ShardWriter:
         self._batch: list[EncodedFrame] = []
         self._waiting = 0
         self._scene = ""
+        self._tables: dict[str, list[Any]] = {}
 
     def __enter__(self) -> ShardWriter:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -81,6 +92,7 @@ class ShardWriter:
     def _finish(self) -> None:
         if self._file is None:
             return
+        self._end_scene()
         self._file.close()
         _settle(self._part, self._folder / self._part.name[1:].removesuffix(".part"))
         self._file, self._written, self._count = None, 0, self._count + 1
@@ -94,11 +106,13 @@ class ShardWriter:
         scene = self._batch[0].scene
         if scene in self._file and scene != self._scene:
             raise ValueError(f"frames of scene '{scene}' must be written one after another")
-        group = self._file[scene] if scene in self._file else self._new_scene(scene)
-        self._append(group)
+        if scene not in self._file:
+            self._end_scene()
+            self._new_scene(scene)
+        self._append(self._file[scene])
         self._batch, self._waiting, self._scene = [], 0, scene
 
-    def _new_scene(self, scene: str) -> h5py.Group:
+    def _new_scene(self, scene: str) -> None:
         assert self._file is not None
         group = self._file.create_group(scene)
         first = self._batch[0]
@@ -107,26 +121,31 @@ class ShardWriter:
         _create(group, "depth", first.depth.shape, first.depth.dtype, 1, depth_codec)
         _create(group, "sky", first.sky.shape, np.uint8, 1, bits_codec)
         _create(group, "rgb", (), np.uint8, min(1 << 16, max(1 << 12, len(first.rgb) // 4)))
-        _create(group, "rgb_end", (), np.int64, _BATCH)
-        _create(group, "intrinsics", (3, 3), np.float64, 16)
-        _create(group, "key", (), h5py.string_dtype(), _BATCH)
-        _create(group, "valid_ratio", (), np.float32, _BATCH)
-        _create(group, "crc32", (), np.uint32, _BATCH)
         group.attrs["provenance"] = json.dumps(self._provenance(scene))
-        return group
+        self._tables = {name: [] for name in _TABLES}
+
+    def _end_scene(self) -> None:
+        """Write what is small in one piece: it is opened several times as fast as chunks are."""
+        if self._tables:
+            assert self._file is not None
+            group = self._file[self._scene]
+            for name, dtype in _TABLES.items():
+                group.create_dataset(name, data=self._tables[name], dtype=dtype, track_times=False)
+            self._tables = {}
 
     def _append(self, group: h5py.Group) -> None:
         batch = self._batch
         lengths = np.cumsum([len(frame.rgb) for frame in batch])
+        self._tables["rgb_end"] += (lengths + group["rgb"].shape[0]).tolist()
+        for frame in batch:
+            self._tables["intrinsics"].append(frame.intrinsics)
+            self._tables["key"].append(frame.key)
+            self._tables["valid_ratio"].append(float(np.mean(frame.depth > 0)))
+            self._tables["crc32"].append(frame.crc32)
         rows: dict[str, Any] = {
             "depth": [frame.depth for frame in batch],
             "sky": [frame.sky for frame in batch],
             "rgb": np.frombuffer(b"".join(frame.rgb for frame in batch), np.uint8),
-            "rgb_end": lengths + group["rgb"].shape[0],
-            "intrinsics": np.stack([frame.intrinsics for frame in batch]),
-            "key": [frame.key for frame in batch],
-            "valid_ratio": [float(np.mean(frame.depth > 0)) for frame in batch],
-            "crc32": [frame.crc32 for frame in batch],
         }
         for name, values in rows.items():
             dataset, count = group[name], len(values)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import io
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from metricgold import geometry
 from metricgold.config import AugmentConfig
@@ -116,6 +117,24 @@ def _jittered(rgb: NDArray[np.uint8], amount: float, rng: np.random.Generator) -
     return np.clip(np.rint(x), 0, 255).astype(np.uint8)
 
 
+BLUR_RADIUS = (0.3, 1.5)
+"""Gaussian radius in pixels, from and to."""
+JPEG_QUALITY = (30, 95)
+
+
+def _blurred(rgb: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """A slightly unsharp lens."""
+    blur = ImageFilter.GaussianBlur(rng.uniform(*BLUR_RADIUS))
+    return np.asarray(Image.fromarray(rgb).filter(blur))
+
+
+def _compressed(rgb: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """What JPEG of a random quality leaves."""
+    buffer = io.BytesIO()
+    Image.fromarray(rgb).save(buffer, "JPEG", quality=int(rng.integers(*JPEG_QUALITY)))
+    return np.asarray(Image.open(buffer))
+
+
 def to_training_size(
     frame: Frame,
     size: tuple[int, int],
@@ -138,9 +157,11 @@ def to_training_size(
         return sample
     if rng.random() < augment.flip:
         sample = _flipped(sample)
+    rgb = sample.rgb
     if augment.colour > 0:
-        rgb = _jittered(sample.rgb, augment.colour, rng)
-        sample = TrainSample(
-            rgb, sample.depth, sample.valid_mask, sample.intrinsics, sample.fov_y_deg
-        )
-    return sample
+        rgb = _jittered(rgb, augment.colour, rng)
+    if augment.blur > 0 and rng.random() < augment.blur:
+        rgb = _blurred(rgb, rng)
+    if augment.jpeg > 0 and rng.random() < augment.jpeg:
+        rgb = _compressed(rgb, rng)
+    return replace(sample, rgb=rgb)

@@ -33,7 +33,7 @@ def make_accelerator(precision: Precision, tracking: TrackingConfig | None = Non
     AcceleratorState._reset_state()
     return Accelerator(
         mixed_precision=_MIXED[precision],
-        log_with=list(tracking.trackers) if tracking else None,
+        log_with=list(tracking.trackers) or None if tracking else None,
         project_dir=tracking.folder if tracking else None,
     )
 

@@ -8,7 +8,7 @@ the pictures of the profile.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -39,6 +39,8 @@ from metricgold.training.loader import Batch
 from metricgold.training.loop import Objective, Run, train
 from metricgold.workspace import Workspace
 
+SOURCE_FILE = "source.json"
+
 
 @dataclass
 class BaseModel:
@@ -47,6 +49,8 @@ class BaseModel:
     image_vae: AutoencoderKL
     unet: UNet2DConditionModel
     empty_text_embed: Tensor
+    source: dict[str, str | None] = field(default_factory=dict)
+    """Where it is from: ``hub_id``, ``revision``, ``commit``; empty for one made here."""
 
     def save(self, folder: Path) -> None:
         """Write the parts to ``folder`` (replaced as a whole)."""
@@ -54,6 +58,7 @@ class BaseModel:
             self.image_vae.save_pretrained(new / "image_vae")
             self.unet.save_pretrained(new / "unet")
             save_file({"empty_text_embed": self.empty_text_embed.contiguous()}, new / EMBED_FILE)
+            write_json(new / SOURCE_FILE, self.source)
 
     @classmethod
     def load(cls, folder: Path) -> BaseModel:
@@ -64,6 +69,7 @@ class BaseModel:
             AutoencoderKL.from_pretrained(folder / "image_vae", **LOADING),
             UNet2DConditionModel.from_pretrained(folder / "unet", **LOADING),
             load_file(folder / EMBED_FILE)["empty_text_embed"],
+            json.loads((folder / SOURCE_FILE).read_text(encoding="utf-8")),
         )
 
 
@@ -99,17 +105,37 @@ def fetch(hub_id: str, revision: str | None) -> BaseModel:
         reason = " ".join(str(error).split())[:200]
         wanted = f"base model '{hub_id}' (revision {revision})"
         raise UserError(f"{wanted} cannot be had: {reason}") from error
-    return BaseModel(vae, unet, embed)
+    commit = _commit(hub_id, revision)
+    if commit and commit != revision:
+        print(f"base model '{hub_id}': revision {revision} is commit {commit}; pin it in params")
+    source = {"hub_id": hub_id, "revision": revision, "commit": commit}
+    return BaseModel(vae, unet, embed, source)
+
+
+def _commit(hub_id: str, revision: str | None) -> str | None:
+    """The commit that a revision of the hub stood for; None for a folder."""
+    if Path(hub_id).is_dir():
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(hub_id, "unet/config.json", revision=revision)
+    return Path(found).parents[1].name if isinstance(found, str) else None
 
 
 def _empty_prompt(hub_id: str, revision: str | None) -> Tensor:
     """The un-padded empty prompt (start and end token) through the text encoder: [1, 2, C]."""
     from transformers import CLIPTextModel, CLIPTokenizer
 
+    revision = revision or "main"
     tokenizer = CLIPTokenizer.from_pretrained(hub_id, subfolder="tokenizer", revision=revision)
     encoder = CLIPTextModel.from_pretrained(
         hub_id, subfolder="text_encoder", revision=revision, use_safetensors=True
     )
+    if len(tokenizer) != encoder.config.vocab_size:  # a missing one is made up by transformers
+        raise ValueError(
+            f"its tokenizer has {len(tokenizer)} tokens, its text encoder "
+            f"{encoder.config.vocab_size}: is the folder 'tokenizer' whole?"
+        )
     tokens = tokenizer("", padding="do_not_pad", return_tensors="pt")
     with torch.no_grad():
         return encoder(tokens.input_ids)[0].float()

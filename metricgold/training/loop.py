@@ -9,7 +9,7 @@ import math
 import os
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
+from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from metricgold.config import OptimizerConfig, TrackingConfig
@@ -75,6 +76,7 @@ class Run:
         curve: CSV file for the learning curve, or None.
         workers: processes that read ahead, see :func:`loader_workers`; results do not depend on it.
         tracking: who else is told the losses, see :mod:`metricgold.training.tracking`.
+        validate: called with the step every ``tracking.validate_every``; figures for trackers.
         seed: decides every random number together with the micro-batch number.
         identity: whatever else must match for a checkpoint to be resumed.
     """
@@ -89,6 +91,7 @@ class Run:
     curve: Path | None = None
     workers: int | None = None
     tracking: TrackingConfig | None = None
+    validate: Callable[[int], dict[str, float]] | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -126,7 +129,7 @@ def micro_batch_generator(seed: int, micro_batch: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
 
 
-class _Average:
+class Average:
     """Exponential moving average of the trainable parameters (off at decay 0)."""
 
     def __init__(self, parameters: list[nn.Parameter], decay: float) -> None:
@@ -140,11 +143,24 @@ class _Average:
             decay = min(self.decay, (1 + step) / (10 + step))
             torch._foreach_lerp_(self.values, [p.detach() for p in self.parameters], 1 - decay)
 
+    def load(self, values: list[Tensor]) -> None:
+        """What ``values`` held at a checkpoint, on the devices of the parameters."""
+        self.values = [v.to(p.device) for v, p in zip(values, self.parameters, strict=False)]
+
     @torch.no_grad()
     def apply(self) -> None:
         """Put the average in place of the weights."""
         for parameter, value in zip(self.parameters, self.values, strict=False):
             parameter.copy_(value)
+
+
+def compile_network(network: nn.Module) -> None:
+    """Let torch compile a network in place; a VAE by its parts, which are what is called."""
+    if isinstance(network, AutoencoderKL):
+        network.encoder.compile()
+        network.decoder.compile()
+    else:
+        network.compile()
 
 
 def train(run: Run) -> dict[str, float]:
@@ -163,11 +179,15 @@ def train(run: Run) -> dict[str, float]:
     if run.tracking:
         tracking.start(accelerator, run.tracking, run.name, config.model_dump())
     network = run.objective.to(accelerator.device).network
+    if config.channels_last:
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if config.compile:
+        compile_network(network)
     parameters = [p for p in network.parameters() if p.requires_grad]
     optimizer = Optimizers(network, config)
     objective = optimizer.prepare(accelerator, run.objective)
-    average = _Average(parameters, config.ema_decay)
-    rows, window, start = _resume(run, optimizer, average)
+    average = Average(parameters, config.ema_decay)
+    rows, window, start = _resume(run, optimizer, average, accelerator)
     loader = _loader(run, start, accelerator)
     batches = iter(loader)
     began = time.perf_counter()
@@ -188,13 +208,14 @@ def train(run: Run) -> dict[str, float]:
         bar.set_postfix(_shown(means["loss"], step + 1 - start, run, began), refresh=False)
         if run.tracking and (step + 1) % run.tracking.every == 0:
             accelerator.log({**means, "grad_norm": norm}, step + 1)
+        _validate(run, accelerator, step + 1, bar)
         if (step + 1) % max(1, config.steps // CURVE_POINTS) == 0 or step + 1 == config.steps:
             rows.append(_row(step + 1, window, learning_rate(config, step)))
             window.clear()
             _warn(run, rows, bar)
         if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
             if is_main():
-                state = _state(run, optimizer, average, rows, window)
+                state = _state(run, optimizer, average, accelerator, rows, window)
                 checkpoint.save(run.scratch, run.fingerprint, step + 1, state)
             accelerator.wait_for_everyone()
     bar.close()
@@ -207,6 +228,18 @@ def train(run: Run) -> dict[str, float]:
         waited = f"{loader.waited_s:.1f} s of them waiting for data"
         print(f"{run.name}: {config.steps - start} steps in {seconds:.1f} s, {waited}", flush=True)
     return rows[-1] if rows else {}
+
+
+def _validate(run: Run, accelerator: Accelerator, step: int, bar: Any) -> None:
+    """Let the main process look at some predictions when it is time."""
+    if run.validate is None or run.tracking is None or step % run.tracking.validate_every:
+        return
+    if is_main():
+        found = run.validate(step)
+        accelerator.log(found, step)
+        told = ", ".join(f"{name} {value:.4f}" for name, value in found.items())
+        bar.write(f"{run.name}: step {step}: {told}")
+    accelerator.wait_for_everyone()
 
 
 def _own_parts(run: Run, accelerator: Accelerator) -> range:
@@ -312,14 +345,16 @@ def _warn(run: Run, rows: list[dict[str, float]], bar: Any) -> None:
     now, before = (
         loss_warning(part, run.optimizer.lr) if part else None for part in (rows, rows[:-1])
     )
-    if now and not before and is_main():
+    known = before is not None and ("diverges" in before) == ("diverges" in str(now))
+    if now and not known and is_main():
         bar.write(f"{run.name}: warning: {now}; a lower or higher 'lr' may help")
 
 
 def _state(
     run: Run,
     optimizer: Optimizers,
-    average: _Average,
+    average: Average,
+    accelerator: Accelerator,
     rows: list[dict[str, float]],
     window: list[dict[str, float]],
 ) -> dict[str, Any]:
@@ -327,13 +362,14 @@ def _state(
         "network": run.objective.network.state_dict(),
         "optimizer": optimizer.state_dict(),
         "average": average.values,
+        "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
         "rows": rows,
         "window": window,
     }
 
 
 def _resume(
-    run: Run, optimizer: Optimizers, average: _Average
+    run: Run, optimizer: Optimizers, average: Average, accelerator: Accelerator
 ) -> tuple[list[dict[str, float]], list[dict[str, float]], int]:
     """Curve rows, the means since the last row, and the step to go on from."""
     state = checkpoint.load(run.scratch, run.fingerprint)
@@ -341,7 +377,9 @@ def _resume(
         return [], [], 0
     run.objective.network.load_state_dict(state["network"])
     optimizer.load_state_dict(state["optimizer"])
-    average.values = list(state["average"])
+    average.load(state["average"])
+    if accelerator.scaler:
+        accelerator.scaler.load_state_dict(state["scaler"])
     print(f"{run.name}: resuming at step {state['step']} of {run.optimizer.steps}", flush=True)
     return list(state["rows"]), list(state["window"]), int(state["step"])
 

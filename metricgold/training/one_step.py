@@ -36,7 +36,10 @@ from metricgold.training.coarse_depth import CoarseDepth, cell_means
 from metricgold.training.latents import LatentBatches, cache_hash, open_latents, weights_hash
 from metricgold.training.loader import Batch
 from metricgold.training.loop import Objective, Run, train
+from metricgold.training.lora import merge_lora
+from metricgold.training.tracking import folder_of
 from metricgold.training.unet import drop_fov, prepare_for_training
+from metricgold.training.validation import Validation
 from metricgold.workspace import Workspace
 
 CURVES = {"latent": "train_one_step_latent.csv", "depth": "train_one_step.csv"}
@@ -147,7 +150,7 @@ def run(config: ProfileConfig, workspace: Workspace) -> None:
     banks = open_latents(config, workspace)
     model = MetricGoldModel.from_pretrained(workspace.unet).to(default_device())
     model.spec = dataclasses.replace(model.spec, num_inference_steps=1)
-    unet = prepare_for_training(model.unet)
+    unet = prepare_for_training(model.unet, section.lora)
     identity = json.dumps(
         [cache_hash(workspace), weights_hash(workspace.unet), section.model_dump(mode="json")]
     )
@@ -163,9 +166,10 @@ def run(config: ProfileConfig, workspace: Workspace) -> None:
         if optimizer.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
             model.depth_vae.enable_gradient_checkpointing()
+        name = f"train_one_step ({phase})"
         train(
             Run(
-                name=f"train_one_step ({phase})",
+                name=name,
                 objective=objective,
                 optimizer=optimizer,
                 batches=LatentBatches(config, banks, optimizer, 15 + number, objective.keys),
@@ -175,8 +179,10 @@ def run(config: ProfileConfig, workspace: Workspace) -> None:
                 curve=workspace.plots / CURVES[phase],
                 workers=config.loader.workers,
                 tracking=config.tracking,
+                validate=Validation(config, workspace, model, folder_of(config.tracking, name)),
             )
         )
+    merge_lora(unet)
     with written_by_main(workspace.model) as folder:
         if folder is not None:
             model.to("cpu").save_pretrained(folder)

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from metricgold.config import MuonConfig, OptimizerConfig
+from metricgold.errors import UserError
 
 MIN_HIDDEN_CHANNELS = 16
 """A weight with fewer inputs or outputs touches pixels or latents: AdamW's, as Muon advises."""
@@ -65,9 +66,7 @@ class Optimizers:
         if config.muon and hidden:
             self._optimizers.append(ConvMuon(hidden, config.muon, config.weight_decay))
         if rest:
-            self._optimizers.append(
-                torch.optim.AdamW(rest, config.lr, weight_decay=config.weight_decay, fused=True)
-            )
+            self._optimizers.append(_adam(rest, config))
         for group in self._groups():
             group["peak_lr"] = group["lr"]
 
@@ -108,6 +107,21 @@ class Optimizers:
         """What :meth:`state_dict` gave."""
         for optimizer, state in zip(self._optimizers, states, strict=True):
             optimizer.load_state_dict(state)
+
+
+def _adam(parameters: list[nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:
+    if not config.adam_8bit:
+        return torch.optim.AdamW(
+            parameters, config.lr, weight_decay=config.weight_decay, fused=True
+        )
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise UserError(
+            f"'adam_8bit' needs the extra '8bit' (pip install 'metricgold[8bit]'): {error}"
+        ) from None
+    made: torch.optim.Optimizer = AdamW8bit(parameters, config.lr, weight_decay=config.weight_decay)
+    return made
 
 
 def _is_hidden(parameter: nn.Parameter) -> bool:

@@ -34,11 +34,16 @@ def check_trackers(names: tuple[str, ...]) -> None:
             )
 
 
+def folder_of(config: TrackingConfig, stage: str) -> Path:
+    """Where a stage's files go."""
+    return Path(config.folder) / re.sub(r"\W+", "_", stage).strip("_")
+
+
 def start(
     accelerator: Accelerator, config: TrackingConfig, stage: str, params: dict[str, Any]
 ) -> None:
-    """Open the trackers of an accelerator that was made with them; files go below ``folder``."""
-    folder = Path(config.folder) / re.sub(r"\W+", "_", stage).strip("_")
+    """Open the trackers of an accelerator that was made with them; see :func:`folder_of`."""
+    folder = folder_of(config, stage)
     check_trackers(config.trackers)
     accelerator.init_trackers(
         "metricgold",

@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
 
-from metricgold.config import ProfileConfig, TrainUnetConfig
+from metricgold.config import LoraConfig, ProfileConfig, TrainUnetConfig
 from metricgold.diffusion import add_noise, annealed_multires_noise, make_scheduler, velocity_target
 from metricgold.model import (
     LOADING,
@@ -26,7 +26,12 @@ from metricgold.training.base_model import BaseModel
 from metricgold.training.latents import LatentBatches, cache_hash, open_latents
 from metricgold.training.loader import Batch
 from metricgold.training.loop import Objective, Run, train
+from metricgold.training.lora import add_lora, merge_lora
+from metricgold.training.tracking import folder_of
+from metricgold.training.validation import Validation
 from metricgold.workspace import Workspace
+
+STAGE = "train_unet"
 
 MULTI_STEPS = 4
 """Inference steps a stage-B checkpoint recommends."""
@@ -54,14 +59,19 @@ def initial_model(config: ProfileConfig, workspace: Workspace) -> MetricGoldMode
     ).eval()
 
 
-def prepare_for_training(unet: UNet2DConditionModel) -> UNet2DConditionModel:
-    """Everything trainable; on the CPU attention by plain products.
+def prepare_for_training(
+    unet: UNet2DConditionModel, lora: LoraConfig | None
+) -> UNet2DConditionModel:
+    """Everything trainable, or low-rank updates; on the CPU attention by plain products.
 
     The fused attention of torch is slower there at small sizes, its backward pass above all.
     """
     if unet.device.type == "cpu":
         unet.set_attn_processor(AttnProcessor())
-    return unet.train().requires_grad_(True)
+    unet.train().requires_grad_(True)
+    if lora is not None:
+        add_lora(unet, lora)
+    return unet
 
 
 def drop_fov(fov_y_deg: Tensor, dropout: float, generator: torch.Generator) -> Tensor:
@@ -110,12 +120,12 @@ def run(config: ProfileConfig, workspace: Workspace) -> None:
     torch.manual_seed(config.seed)
     banks = open_latents(config, workspace)
     model = initial_model(config, workspace).to(default_device())
-    unet = prepare_for_training(model.unet)
+    unet = prepare_for_training(model.unet, section.lora)
     if section.optimizer.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     train(
         Run(
-            name="train_unet",
+            name=STAGE,
             objective=VelocityObjective(model, section),
             optimizer=section.optimizer,
             batches=LatentBatches(config, banks, section.optimizer, salt=14, keys=KEYS),
@@ -125,8 +135,10 @@ def run(config: ProfileConfig, workspace: Workspace) -> None:
             curve=workspace.plots / "train_unet.csv",
             workers=config.loader.workers,
             tracking=config.tracking,
+            validate=Validation(config, workspace, model, folder_of(config.tracking, STAGE)),
         )
     )
+    merge_lora(unet)
     with written_by_main(workspace.unet) as folder:
         if folder is not None:
             model.to("cpu").save_pretrained(folder)

@@ -14,10 +14,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from metricgold.config import load_config
 from metricgold.data.procedural import render_scene
 from metricgold.diffusion import annealed_multires_noise
 from metricgold.geometry import hypersim_intrinsics, intrinsics_from_fov
 from metricgold.pipeline import MetricGoldPipeline
+from metricgold.training.base_model import PictureObjective
+from metricgold.training.coarse_depth import CoarseDepth
+from metricgold.training.loop import Objective
+from metricgold.training.one_step import LatentObjective, MetricObjective
+from metricgold.training.unet import VelocityObjective
+from metricgold.training.vae import DepthObjective
 from tests.unit.toy import toy_model
 
 FILE = Path(__file__).with_name("values.json")
@@ -51,6 +58,41 @@ def camera_values() -> list[float]:
     return [float(v) for v in hypersim_intrinsics(matrix)[0].ravel()]
 
 
+def loss_values() -> list[float]:
+    """The losses of all training stages on a fixed micro-batch with fixed random weights."""
+    model, config = toy_model(fov_matters=True), load_config("params.yaml", "smoke")
+    generator = torch.Generator().manual_seed(9)
+
+    def noise(*shape: int) -> torch.Tensor:
+        return torch.randn(2, *shape, generator=generator)
+
+    norm = noise(1, 24, 32).clamp(-1, 1)
+    batch = {
+        "rgb": noise(3, 24, 32).clamp(-1, 1),
+        "depth": torch.from_numpy(model.spec.codec.decode(norm.numpy())),
+        "valid_mask": noise(1, 24, 32) > -1,
+        "depth_norm": norm,
+        "rgb_latent": noise(4, 12, 16),
+        "depth_latent": noise(4, 12, 16),
+        "latent_mask": noise(1, 12, 16) > -1,
+        "fov_y_deg": torch.tensor([50.0, 80.0]),
+    }
+    coarse = CoarseDepth(torch.full((1, 4, 1, 1), 0.2), torch.tensor(0.1))
+    objectives: list[Objective] = [
+        PictureObjective(model.image_vae, config.base_model),
+        DepthObjective(model.depth_vae, model.spec.codec, config.train_vae),
+        VelocityObjective(model, config.train_unet),
+        LatentObjective(model, config.train_one_step, coarse),
+        MetricObjective(model, config.train_one_step),
+    ]
+    found = []
+    for number, objective in enumerate(objectives):
+        with torch.no_grad():
+            losses = objective(0, batch, torch.Generator().manual_seed(number))
+        found += [float(losses[name]) for name in sorted(losses)]
+    return found
+
+
 def values() -> dict[str, list[float]]:
     """All golden values by name."""
     return {
@@ -59,6 +101,7 @@ def values() -> dict[str, list[float]]:
         "street": world_values("street"),
         "noise": noise_values(),
         "hypersim_camera": camera_values(),
+        "losses": loss_values(),
     }
 
 

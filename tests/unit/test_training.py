@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import importlib.util
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +17,11 @@ import torch
 from torch import Tensor, nn
 from toy import TOY
 
-from metricgold.config import OptimizerConfig
+from metricgold.config import OptimizerConfig, TrackingConfig
+from metricgold.errors import UserError
 from metricgold.model import build_toy_vae
 from metricgold.training import checkpoint
+from metricgold.training import tracking as tracking_module
 from metricgold.training.latents import CACHE_VERSION, LatentBank, StaleLatentsError, weights_hash
 from metricgold.training.loader import Batch
 from metricgold.training.loop import (
@@ -24,6 +29,7 @@ from metricgold.training.loop import (
     Run,
     TrainingError,
     learning_rate,
+    loss_warning,
     micro_batch_generator,
     train,
 )
@@ -352,3 +358,100 @@ def test_one_batch_can_be_learned_by_heart(tmp_path: Path) -> None:
     after = (network(x) - target).square().mean().item()
     assert after < before / 5
     assert last["loss"] < before / 5
+
+
+def rows_of(losses: list[float], rate: float = 0.01) -> list[dict[str, float]]:
+    return [{"step": i + 1, "loss": loss, "lr": rate} for i, loss in enumerate(losses)]
+
+
+def test_a_diverging_loss_is_told() -> None:
+    falling = [1.0, 0.5, 0.4, 0.45, 0.6]
+    assert loss_warning(rows_of(falling), 0.01) is None
+    told = loss_warning(rows_of([*falling, 1.3]), 0.01)
+    assert told == "loss 1.3 is far above the 0.4 of step 3: it diverges"
+
+
+def test_a_loss_that_stands_still_is_told() -> None:
+    falling = [1.0 - 0.02 * i for i in range(20)]
+    still = falling + [falling[-1]] * 20
+    assert loss_warning(rows_of(falling), 0.01) is None
+    told = loss_warning(rows_of(still), 0.01)
+    assert told == "loss has not fallen since step 31 (0.62, now 0.62)"
+    assert loss_warning(rows_of(still, rate=0.001), 0.01) is None  # the rate has decayed
+
+
+def test_a_warning_is_printed_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    network = small_network()
+
+    def loss(number: int, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        zero = 0 * sum(p.sum() for p in network.parameters())
+        return {"loss": zero + (5.0 if number >= 60 else 1.0)}
+
+    train(run_of(tmp_path, network, loss, optimizer=optimizer_config(accumulation=1)))
+    assert capsys.readouterr().out.count("it diverges") == 1
+
+
+def test_dvclive_is_told_and_goes_on_after_a_stop(tmp_path: Path) -> None:
+    pytest.importorskip("dvclive")
+    network = small_network()
+    tracking = TrackingConfig(every=10, folder=str(tmp_path / "watch"))
+    stopping = run_of(tmp_path, network, denoising_loss(network, 120), tracking=tracking)
+    with pytest.raises(KeyboardInterrupt):
+        train(stopping)
+    train(run_of(tmp_path, network, denoising_loss(network), tracking=tracking))
+    folder = tmp_path / "watch" / "toy"
+    with (folder / "plots" / "metrics" / "loss.tsv").open(newline="") as stream:
+        points = [
+            (int(r["step"]), float(r["loss"])) for r in csv.DictReader(stream, dialect="excel-tab")
+        ]
+    assert sorted({step for step, _ in points}) == list(range(10, 91, 10))
+    with (tmp_path / "curve.csv").open(newline="") as stream:
+        curve = {int(r["step"]): float(r["loss"]) for r in csv.DictReader(stream)}
+    assert 0 < curve[90] < 2
+    assert json.loads((folder / "metrics.json").read_text())["loss"] == points[-1][1]
+
+
+def test_a_tracker_that_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking_module.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="names 'wandb', which is not installed; run 'pip install"):
+        tracking_module.check_trackers(("wandb",))
+
+
+def test_validation_comes_when_it_is_time(tmp_path: Path) -> None:
+    network = small_network()
+    seen: list[int] = []
+
+    def look(step: int) -> dict[str, float]:
+        seen.append(step)
+        return {"validation_abs_rel": 0.5}
+
+    tracking = TrackingConfig(trackers=(), validate_every=40, folder=str(tmp_path / "watch"))
+    watched = run_of(tmp_path, network, denoising_loss(network), tracking=tracking, validate=look)
+    train(watched)
+    assert seen == [40, 80]
+    alone = small_network()
+    train(run_of(tmp_path / "alone", alone, denoising_loss(alone)))
+    for name, value in network.state_dict().items():
+        assert torch.equal(alone.state_dict()[name], value)
+
+
+@pytest.mark.parametrize("change", [{"channels_last": True}, {"precision": "bf16"}])
+def test_options_of_speed_train_alike(tmp_path: Path, change: dict[str, Any]) -> None:
+    """Another memory format or precision changes rounding, not what is learned."""
+    plain, other = small_network(), small_network()
+    first = train(run_of(tmp_path / "plain", plain, denoising_loss(plain)))
+    config = optimizer_config(**change)
+    second = train(run_of(tmp_path / "other", other, denoising_loss(other), optimizer=config))
+    assert second["loss"] == pytest.approx(first["loss"], rel=0.02)
+
+
+def test_8_bit_adam_says_what_it_needs() -> None:
+    if importlib.util.find_spec("bitsandbytes"):
+        pytest.skip("bitsandbytes is installed")
+    with pytest.raises(UserError, match="'adam_8bit' needs the extra '8bit'"):
+        Optimizers(small_network(), optimizer_config(adam_8bit=True))
+
+
+def test_muon_and_fp16_do_not_go_together() -> None:
+    with pytest.raises(ValueError, match="muon does not go with precision fp16"):
+        optimizer_config(muon=MUON, precision="fp16")

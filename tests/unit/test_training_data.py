@@ -123,3 +123,24 @@ def test_colours_change_nothing_but_colours() -> None:
     assert not np.array_equal(plain.rgb, other.rgb)
     np.testing.assert_array_equal(plain.depth, other.depth)
     np.testing.assert_array_equal(plain.intrinsics, other.intrinsics)
+
+
+@pytest.mark.parametrize("kind", ["blur", "jpeg"])
+def test_blur_and_compression_change_the_picture_alone(kind: str) -> None:
+    frame = tilted_plane()
+    augment = AugmentConfig.model_validate(
+        {"flip": 0, "crop": 0, "crop_min_scale": 1, "uncrop": 0, "uncrop_max_scale": 1, "colour": 0}
+        | {kind: 1.0}
+    )
+    none = augment.model_copy(update={kind: 0.0})
+    plain = to_training_size(frame, TRAIN, none, np.random.default_rng(1))
+    one, same, other = (
+        to_training_size(frame, TRAIN, augment, np.random.default_rng(seed)) for seed in (1, 1, 2)
+    )
+    np.testing.assert_array_equal(one.depth, plain.depth)
+    np.testing.assert_array_equal(one.intrinsics, plain.intrinsics)
+    np.testing.assert_array_equal(one.rgb, same.rgb)
+    assert (one.rgb != other.rgb).any()
+    apart = np.abs(one.rgb.astype(int) - plain.rgb)
+    assert 0 < apart.mean() < 20
+    assert one.rgb.dtype == np.uint8
