@@ -141,7 +141,7 @@ def _tar_members(
     with (
         raw,
         _TarReader(raw) as reader,
-        tarfile.open(fileobj=reader, mode="r:") as archive,
+        _open_tar(reader) as archive,
     ):
         seen: set[str] = set()
         end = 0
@@ -160,6 +160,15 @@ def _tar_members(
             yield archive, info
             reader.allowed = _TAR_HEADERS
         _check_tar_end(reader, archive.offset, name, size)
+
+
+def _open_tar(reader: _TarReader) -> tarfile.TarFile:
+    try:
+        return tarfile.open(fileobj=reader, mode="r:")
+    except tarfile.ReadError as error:  # a first header that some Pythons forgive, some do not
+        if "invalid header" not in str(error):
+            raise
+        raise tarfile.ReadError("the header at byte 0 is damaged") from None
 
 
 def _forget(archive: Any) -> None:

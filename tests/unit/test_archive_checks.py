@@ -296,10 +296,18 @@ TARS = {
         "'x' is stored with holes",
     ),
     "pax holes": (
+        header("p", 73, b"x")
+        + padded(b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n29 GNU.sparse.realsize=99999\n")
+        + header("office/0.txt", 1024) + padded(b"1\n0\n3\n") + padded(b"abc") + GOOD + END,
+        "'office/0.txt' is stored with holes",
+    ),
+    "a pax record cut short": (
         header("p", 49, b"x")
         + padded(b"22 GNU.sparse.major=1\n27 GNU.sparse.realsize=99999\n"[:49])
         + GOOD[:512] + padded(b"abc") + GOOD + END,
-        "'office/0.txt' has a header that contradicts itself",
+        # tarfile of Python 3.11.2 refuses the record, that of 3.11.7 reads over it
+        r"\((the header at byte 0 is damaged|"
+        r"'office/0\.txt' has a header that contradicts itself)\)",
     ),
     "a huge file": (header("x", (1 << 33) - 1) + END, "'x' would have 8,589,934,591 bytes"),
     "a negative file": (GOOD + header("x", -1024) + END, "'x' would have -1,024 bytes"),
