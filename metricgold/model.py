@@ -32,7 +32,7 @@ FOV_OCTAVES = (-2.0, 3.0)
 SPEC_FILE = "metricgold.json"
 EMBED_FILE = "empty_text_embed.safetensors"
 LOADING: dict[str, Any] = {"use_safetensors": True, "low_cpu_mem_usage": False}
-"""How diffusers reads weights: safetensors only, without the package accelerate."""
+"""How diffusers reads weights: safetensors only, into networks that are built first."""
 
 
 class CheckpointError(UserError):

@@ -9,6 +9,7 @@ import math
 import os
 import resource
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from metricgold.config import OptimizerConfig, TrackingConfig
 from metricgold.errors import UserError
 from metricgold.progress import progress_bar
 from metricgold.training import checkpoint, tracking
-from metricgold.training.accelerator import is_main, make_accelerator
+from metricgold.training.accelerator import is_main, make_accelerator, wait_for_everyone
 from metricgold.training.loader import Batch, BatchLoader, MicroBatches, loader_workers
 from metricgold.training.optimizers import Optimizers
 
@@ -40,7 +41,7 @@ class TrainingError(UserError):
     """Training cannot go on; the message names the stage, the step and what happened."""
 
 
-class Objective(nn.Module):
+class Objective(nn.Module, ABC):
     """What a run minimises. ``network`` is trained and checkpointed; other parts are frozen."""
 
     def __init__(self, network: nn.Module) -> None:
@@ -52,6 +53,7 @@ class Objective(nn.Module):
         """Where the network is."""
         return next(self.network.parameters()).device
 
+    @abstractmethod
     def forward(self, number: int, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Named scalars of one micro-batch; ``loss`` is minimised, the others are for the curve.
 
@@ -60,7 +62,6 @@ class Objective(nn.Module):
             batch: what it holds, on the CPU.
             generator: its random numbers, on the CPU; there are no others.
         """
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,11 +179,7 @@ def train(run: Run) -> dict[str, float]:
     accelerator = make_accelerator(config.precision, run.tracking)
     if run.tracking:
         tracking.start(accelerator, run.tracking, run.name, config.model_dump())
-    network = run.objective.to(accelerator.device).network
-    if config.channels_last:
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if config.compile:
-        compile_network(network)
+    network = _placed(run, accelerator.device)
     parameters = [p for p in network.parameters() if p.requires_grad]
     optimizer = Optimizers(network, config)
     objective = optimizer.prepare(accelerator, run.objective)
@@ -214,10 +211,7 @@ def train(run: Run) -> dict[str, float]:
             window.clear()
             _warn(run, rows, bar)
         if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
-            if is_main():
-                state = _state(run, optimizer, average, accelerator, rows, window)
-                checkpoint.save(run.scratch, run.fingerprint, step + 1, state)
-            accelerator.wait_for_everyone()
+            _save(run, step + 1, _state(run, optimizer, average, accelerator, rows, window))
     bar.close()
     for tracker in accelerator.trackers:
         tracker.finish()
@@ -228,6 +222,23 @@ def train(run: Run) -> dict[str, float]:
         waited = f"{loader.waited_s:.1f} s of them waiting for data"
         print(f"{run.name}: {config.steps - start} steps in {seconds:.1f} s, {waited}", flush=True)
     return rows[-1] if rows else {}
+
+
+def _placed(run: Run, device: torch.device) -> nn.Module:
+    """The network where and as it is trained."""
+    network = run.objective.to(device).network
+    if run.optimizer.channels_last:
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if run.optimizer.compile:
+        compile_network(network)
+    return network
+
+
+def _save(run: Run, step: int, state: dict[str, Any]) -> None:
+    """Let the main process write a checkpoint; no process goes on before."""
+    if is_main():
+        checkpoint.save(run.scratch, run.fingerprint, step, state)
+    wait_for_everyone()
 
 
 def _validate(run: Run, accelerator: Accelerator, step: int, bar: Any) -> None:
