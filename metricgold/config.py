@@ -175,6 +175,7 @@ class OptimizerConfig(_Section):
 
     ``accumulation``: micro-batches of ``batch_size`` in a step, over all processes. ``adam_8bit``
     keeps AdamW's state in 8 bits (package bitsandbytes, GPU). ``compile``: torch.compile.
+    ``shard`` divides weights, gradients and optimizer state among the processes (FSDP).
     """
 
     steps: PositiveInt
@@ -193,12 +194,19 @@ class OptimizerConfig(_Section):
     gradient_checkpointing: bool = False
     compile: bool = False
     channels_last: bool = False
+    shard: bool = False
     checkpoint_every: PositiveInt
 
     @model_validator(mode="after")
     def _precision_of_muon(self) -> OptimizerConfig:
         if self.muon and self.precision == "fp16":
             raise ValueError("muon does not go with precision fp16; take bf16 or fp32")
+        return self
+
+    @model_validator(mode="after")
+    def _what_can_be_divided(self) -> OptimizerConfig:
+        if self.shard and (self.muon or self.adam_8bit or self.precision == "fp16"):
+            raise ValueError("shard goes with AdamW in bf16 or fp32 only; leave out the others")
         return self
 
 
@@ -284,11 +292,23 @@ class TrainUnetConfig(_Section):
     lora: LoraConfig | None = None
 
 
+class ConfidenceConfig(_Section):
+    """A head that says how wrong each depth is likely to be; the U-Net is not changed by it.
+
+    ``width``: its channels, a multiple of 8.
+    """
+
+    width: Annotated[int, Field(gt=0, multiple_of=8)] = 64
+    optimizer: OptimizerConfig
+
+
 class TrainOneStepConfig(_Section):
     """Stage C: one step, end to end, metric loss in log-depth.
 
     ``latent_phase`` runs first: the same step, compared in latent space and, with
-    ``coarse_loss_weight``, by the metric loss on depth read from the latent by a linear map.
+    ``auxiliary_loss_weight``, by the metric loss on the depth of a head of its own.
+    ``confidence`` runs last, if given. With ``augmented_share`` below 1 the latent phase sees
+    augmented frames for that share of its steps only, and what follows sees frames as they are.
     """
 
     latent_phase: OptimizerConfig
@@ -297,9 +317,12 @@ class TrainOneStepConfig(_Section):
     scale_loss_weight: Annotated[float, Field(ge=0)]
     scale_loss_lambda: Fraction
     relative_loss_weight: Annotated[float, Field(ge=0)] = 0.0
-    coarse_loss_weight: Annotated[float, Field(ge=0)] = 0.0
+    augmented_share: Fraction = 1.0
+    latent_loss_weight: PositiveFloat = 1.0
+    auxiliary_loss_weight: Annotated[float, Field(ge=0)] = 0.0
     fov_dropout: Fraction
     lora: LoraConfig | None = None
+    confidence: ConfidenceConfig | None = None
 
 
 class EvaluateConfig(_Section):

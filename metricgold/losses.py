@@ -107,6 +107,18 @@ def relative_depth_l1(
     return g.clamp(-limit, limit).expm1().abs().sum() / valid_mask.sum().clamp_min(1)
 
 
+def laplace_nll(log_error: Tensor, error: Tensor, valid_mask: Tensor) -> Tensor:
+    """Mean of ``error / exp(log_error) + log_error`` over all valid pixels.
+
+    Least where ``exp(log_error)`` is the expected ``error``: the negative log-likelihood of a
+    Laplace distribution, less ln 2. Source: Kendall & Gal 2017.
+    """
+    error = torch.where(valid_mask, error.float(), torch.zeros_like(error, dtype=torch.float32))
+    log_error = log_error.float()
+    value = torch.where(valid_mask, error * (-log_error).exp() + log_error, 0.0)
+    return value.sum() / valid_mask.sum().clamp_min(1)
+
+
 def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
     """KL of N(mean, exp(log_variance)), [B, C, h, w], from N(0, 1): nats an image, mean over B."""
     mean, log_variance = mean.float(), log_variance.float()

@@ -20,6 +20,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from metricgold.confidence import ConfidenceHead
 from metricgold.config import ToyModelConfig
 from metricgold.depth_codec import DepthCodec
 from metricgold.diffusion import make_scheduler
@@ -29,6 +30,7 @@ from metricgold.geometry import ray_latent
 FOV_FEATURES = 32
 FOV_OCTAVES = (-2.0, 3.0)
 """Lowest and highest octave; the sinusoids' frequencies are pi times 2 to that power."""
+CONFIDENCE_FOLDER = "confidence"
 SPEC_FILE = "metricgold.json"
 EMBED_FILE = "empty_text_embed.safetensors"
 LOADING: dict[str, Any] = {"use_safetensors": True, "low_cpu_mem_usage": False}
@@ -235,7 +237,8 @@ def predict_velocity(
 class MetricGoldModel:
     """All parts of a checkpoint; folder layout as diffusers writes it.
 
-    ``image_vae/ depth_vae/ unet/ scheduler/ empty_text_embed.safetensors metricgold.json``
+    ``image_vae/ depth_vae/ unet/ scheduler/ empty_text_embed.safetensors metricgold.json``,
+    and ``confidence/`` where a confidence head was trained.
     """
 
     image_vae: AutoencoderKL
@@ -244,6 +247,12 @@ class MetricGoldModel:
     scheduler: DDIMScheduler
     empty_text_embed: Tensor  # [1, T, C]
     spec: ModelSpec
+    confidence: ConfidenceHead | None = None
+
+    @property
+    def _networks(self) -> list[nn.Module]:
+        networks = [self.image_vae, self.depth_vae, self.unet]
+        return networks if self.confidence is None else [*networks, self.confidence]
 
     @property
     def size_multiple(self) -> int:
@@ -252,13 +261,13 @@ class MetricGoldModel:
 
     def eval(self) -> MetricGoldModel:
         """All networks in inference mode."""
-        for module in (self.image_vae, self.depth_vae, self.unet):
+        for module in self._networks:
             module.eval().requires_grad_(False)
         return self
 
     def to(self, device: torch.device | str) -> MetricGoldModel:
         """All networks and the text embedding on ``device``."""
-        for module in (self.image_vae, self.depth_vae, self.unet):
+        for module in self._networks:
             module.to(device)
         self.empty_text_embed = self.empty_text_embed.to(device)
         return self
@@ -271,6 +280,8 @@ class MetricGoldModel:
         self.depth_vae.save_pretrained(folder / "depth_vae")
         self.unet.save_pretrained(folder / "unet")
         self.scheduler.save_pretrained(folder / "scheduler")
+        if self.confidence is not None:
+            self.confidence.save_pretrained(folder / CONFIDENCE_FOLDER)
         embed = self.empty_text_embed.detach().cpu().contiguous()
         save_file({"empty_text_embed": embed}, folder / EMBED_FILE)
         (folder / SPEC_FILE).write_text(json.dumps(asdict(self.spec), indent=2) + "\n")
@@ -297,10 +308,15 @@ class MetricGoldModel:
                 scheduler=DDIMScheduler.from_pretrained(folder / "scheduler"),
                 empty_text_embed=load_file(folder / EMBED_FILE)["empty_text_embed"],
                 spec=spec,
+                confidence=_load_confidence(folder / CONFIDENCE_FOLDER),
             ).eval()
         except Exception as error:
             reason = " ".join(str(error).split())[:300]
             raise CheckpointError(f"{folder}: checkpoint cannot be read: {reason}") from error
+
+
+def _load_confidence(folder: Path) -> ConfidenceHead | None:
+    return ConfidenceHead.from_pretrained(folder, **LOADING) if folder.is_dir() else None
 
 
 def random_toy_model(config: ToyModelConfig, spec: ModelSpec, seed: int = 0) -> MetricGoldModel:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metricgold import imaging
+from metricgold.confidence import at_pixels
 from metricgold.diffusion import sample
 from metricgold.model import (
     MetricGoldModel,
@@ -28,7 +29,8 @@ class DepthOutput:
 
     Attributes:
         prediction: float32 [N, H, W, 1], z-depth in metres.
-        uncertainty: float32 [N, H, W, 1] in metres (ensembles only), else None.
+        uncertainty: float32 [N, H, W, 1] in metres, of an ensemble or of a checkpoint with a
+            confidence head, else None.
         latent: depth latents [N, C, h, w] on request, else None.
     """
 
@@ -66,7 +68,8 @@ class MetricGoldPipeline:
             image: uint8 [H, W, 3] sRGB, or a list of such.
             num_inference_steps: DDIM steps; default is what the weights were trained for.
             ensemble_size: predictions from different noise, fused by the median in
-                log-depth without any alignment; uncertainty is ``d (L/2) MAD(x)``.
+                log-depth without any alignment; uncertainty is ``d (L/2) MAD(x)``. That of one
+                prediction is ``d E|ln(d_pred / d_true)|`` by the confidence head.
             processing_resolution: long side in pixels, 0 for the picture's own.
             match_input_resolution: resize the result back, in log-depth.
             fov_deg: vertical field of view in degrees; None if unknown.
@@ -100,11 +103,17 @@ class MetricGoldPipeline:
         depth = np.stack(
             [imaging.resize_depth_log(codec.decode(x), out_size) for x in median.numpy()]
         )[..., None]
-        uncertainty = None
+        relative: Tensor | None = None  # [N, h, w]
         if ensemble_size > 1:
-            mad = (depth_norm - median).abs().median(dim=0).values.numpy()
-            relative = np.stack([imaging.resize_plain(x, out_size) for x in mad])[..., None]
-            uncertainty = depth * relative * (codec.log_range / 2.0)
+            mad = (depth_norm - median).abs().median(dim=0).values
+            relative = mad * (codec.log_range / 2.0)
+        elif self.model.confidence is not None:
+            log_error = self.model.confidence(rgb_latent, latents[0])
+            relative = at_pixels(log_error, size)[:, 0].exp().cpu()
+        uncertainty = None
+        if relative is not None:
+            resized = [imaging.resize_plain(x, out_size) for x in relative.numpy()]
+            uncertainty = depth * np.stack(resized)[..., None]
         return DepthOutput(depth, uncertainty, latents[0] if output_latent else None)
 
     def _depth_latent(

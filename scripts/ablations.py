@@ -35,6 +35,7 @@ from metricgold.evaluation.boundaries import boundary_score
 from metricgold.evaluation.metrics import depth_metrics, mean_over_images
 from metricgold.evaluation.predictors import PipelinePredictor
 from metricgold.model import build_toy_vae
+from metricgold.pipeline import MetricGoldPipeline
 from metricgold.progress import progress_bar
 from metricgold.training import base_model, latents, one_step, unet, vae
 from metricgold.training.autoencoder import set_scaling_factor
@@ -140,12 +141,13 @@ def all_steps_to_b(config: ProfileConfig) -> ProfileConfig:
 
 
 PLAIN = section("train_one_step", scale_loss_weight=0.0, relative_loss_weight=0.0)
-NO_COARSE = section("train_one_step", coarse_loss_weight=0.0)
+NO_AUXILIARY = section("train_one_step", auxiliary_loss_weight=0.0)
 NO_FOV = both(section("train_unet", fov_dropout=1.0), section("train_one_step", fov_dropout=1.0))
 VARIANTS = (
     Variant("demo", "everything as it is"),
-    Variant("plain-loss", "log codec, L1 and gradients alone in stage C", both(PLAIN, NO_COARSE)),
-    Variant("linear", "linear codec, the same loss", both(PLAIN, NO_COARSE), codec="linear"),
+    Variant("plain-loss", "log codec, L1 and gradients alone in stage C", PLAIN),
+    Variant("no-auxiliary", "latent phase without the head that gives depth", NO_AUXILIARY),
+    Variant("linear", "linear codec, the same loss", PLAIN, codec="linear"),
     Variant("image-vae", "depth through the image VAE, not fine-tuned", depth_vae="image"),
     Variant("scratch-vae", "depth VAE trained from random weights", depth_vae="scratch"),
     Variant("no-camera", "field of view never told", NO_FOV, camera=False),
@@ -273,15 +275,16 @@ def judge(
 ) -> dict[str, float]:
     """Means over the validation frames, at native resolution and with no alignment."""
     folder = workspace.model if variant.one_step else workspace.unet
-    predictor = PipelinePredictor.from_pretrained(
-        folder,
-        num_inference_steps=inference_steps,
-        processing_resolution=config.evaluate.processing_resolution,
-        use_fov=variant.camera,
-    )
+    pipeline = MetricGoldPipeline.from_pretrained(str(folder))
     codec = DepthCodec(config.codec.depth_min_m, config.codec.depth_max_m)
     rows = []
-    for name in config.enabled_datasets():
+    for name, dataset in config.enabled_datasets().items():
+        predictor = PipelinePredictor(
+            pipeline,
+            num_inference_steps=inference_steps,
+            processing_resolution=max(dataset.train_size),
+            use_fov=variant.camera,
+        )
         reader = ShardReader(shard_paths(workspace.shards(name), "holdout"))
         for frame in (reader[i] for i in range(len(reader))):
             mask = evaluation_mask(frame, codec)

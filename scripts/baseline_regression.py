@@ -13,10 +13,12 @@ The figures go to ``docs/benchmarks/regression_baseline.json``, which the report
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +35,10 @@ from metricgold.config import (
 from metricgold.data.shards import ShardReader, shard_paths
 from metricgold.depth_codec import DepthCodec
 from metricgold.errors import run_cli
-from metricgold.evaluation.metrics import depth_metrics, mean_over_images
+from metricgold.evaluation.baselines import evaluation_mask
+from metricgold.evaluation.benchmark import FrameResult
+from metricgold.evaluation.boundaries import boundary_score
+from metricgold.evaluation.metrics import bootstrap_interval, depth_metrics, mean_over_images
 from metricgold.evaluation.summary import datasets_digest
 from metricgold.geometry import fov_y_deg, ray_latent
 from metricgold.model import MetricGoldModel
@@ -48,6 +53,7 @@ from metricgold.workspace import Workspace
 
 WIDTHS = (16, 32, 96, 208, 344)
 TRIAL_STEPS = 80
+COMPARED = ("abs_rel", "delta1", "boundary_f1")
 RESULT = Path("docs/benchmarks/regression_baseline.json")
 
 
@@ -156,22 +162,50 @@ def train_network(
 
 
 @torch.no_grad()
-def evaluate(network: nn.Module, config: ProfileConfig, workspace: Workspace) -> dict[str, float]:
-    """Means over all held-out frames at native resolution, as MetricGold is evaluated."""
+def evaluate(network: nn.Module, config: ProfileConfig, workspace: Workspace) -> list[FrameResult]:
+    """Figures of all held-out frames at native resolution, as MetricGold is evaluated."""
     codec = DepthCodec(config.codec.depth_min_m, config.codec.depth_max_m)
-    rows = []
+    results = []
     for name, dataset in config.enabled_datasets().items():
         reader = ShardReader(shard_paths(workspace.shards(name), "holdout"))
-        for frame in (reader[i] for i in range(len(reader))):
+        for index in range(len(reader)):
+            frame = reader[index]
             height, width = frame.depth.shape
             size = imaging.processing_size(height, width, max(dataset.train_size), 16)
             rgb = torch.from_numpy(imaging.resize_rgb(frame.rgb, size)).permute(2, 0, 1)[None]
             fov = torch.tensor([fov_y_deg(frame.intrinsics, height)])
             norm = network(rgb * 2 - 1, rays_of(fov, size))[0, 0].numpy()
             depth = imaging.resize_depth_log(codec.decode(np.clip(norm, -1, 1)), (height, width))
-            inside = (frame.depth >= codec.depth_min_m) & (frame.depth <= codec.depth_max_m)
-            rows.append(depth_metrics(depth, frame.depth, frame.valid_mask & inside))
-    return mean_over_images(rows) | {"frames": len(rows)}
+            mask = evaluation_mask(frame, codec)
+            figures = depth_metrics(depth, frame.depth, mask)
+            figures["boundary_f1"] = boundary_score(depth, frame.depth, mask).f1
+            results.append(FrameResult(index, frame.key, f"{name}/{frame.scene}", figures))
+    return results
+
+
+def compared(results: list[FrameResult], config: ProfileConfig, ws: Workspace) -> dict[str, float]:
+    """MetricGold's figures less the baseline's on the same frames, with 95 % intervals.
+
+    Paired bootstrap: differences a frame, whole scenes drawn with replacement.
+    """
+    ours = {}
+    for name in config.enabled_datasets():
+        with (ws.predictions / name / "per_frame.csv").open(newline="") as stream:
+            ours |= {(f"{name}/{row['scene']}", row["key"]): row for row in csv.DictReader(stream)}
+    found = {}
+    for figure in COMPARED:
+        differences = [
+            float(ours[result.scene, result.key][figure]) - result.values[figure]
+            for result in results
+        ]
+        scenes = [result.scene for result in results]
+        low, high = bootstrap_interval(differences, scenes, seed=config.seed)
+        found |= {
+            f"{figure}_difference": float(np.mean(differences)),
+            f"{figure}_difference_low": low,
+            f"{figure}_difference_high": high,
+        }
+    return found
 
 
 def main() -> None:
@@ -182,7 +216,10 @@ def main() -> None:
     use_all_cores()
     config, workspace = load_config(), Workspace()
     network, steps, took = train_network(config, workspace, seconds)
-    result = {k: round(float(v), 5) for k, v in evaluate(network, config, workspace).items()}
+    results = evaluate(network, config, workspace)
+    means = mean_over_images([result.values for result in results])
+    means |= {"frames": len(results)} | compared(results, config, workspace)
+    result: dict[str, Any] = {name: round(float(value), 5) for name, value in means.items()}
     model = MetricGoldModel.from_pretrained(workspace.model)
     parts = (model.unet, model.image_vae.encoder, model.depth_vae.decoder)
     result |= {

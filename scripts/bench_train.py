@@ -51,7 +51,6 @@ from metricgold.model import (
 )
 from metricgold.progress import progress_bar
 from metricgold.training.accelerator import default_device, make_accelerator, use_all_cores
-from metricgold.training.coarse_depth import CoarseDepth
 from metricgold.training.loader import Batch
 from metricgold.training.loop import Average, Objective, compile_network, micro_batch_generator
 from metricgold.training.one_step import LatentObjective, MetricObjective
@@ -157,8 +156,7 @@ def objective_of(case: Case, model: MetricGoldModel, config: ProfileConfig) -> O
         return DepthObjective(model.depth_vae, model.spec.codec, config.train_vae)
     if case.stage == "latent":
         channels = model.depth_vae.config.latent_channels
-        coarse = CoarseDepth(torch.ones(1, channels, 1, 1), torch.zeros(()))
-        return LatentObjective(model, one_step, coarse)
+        return LatentObjective(model, one_step, torch.ones(1, channels, 1, 1))
     if case.stage == "depth":
         return MetricObjective(model, one_step)
     if case.stage == "marigold":

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from metricgold.config import OptimizerConfig, TrackingConfig
 from metricgold.errors import UserError
 from metricgold.progress import progress_bar
-from metricgold.training import checkpoint, tracking
+from metricgold.training import checkpoint, sharding, tracking
 from metricgold.training.accelerator import is_main, make_accelerator, wait_for_everyone
 from metricgold.training.loader import Batch, BatchLoader, MicroBatches, loader_workers
 from metricgold.training.optimizers import Optimizers
@@ -145,8 +145,9 @@ class Average:
             torch._foreach_lerp_(self.values, [p.detach() for p in self.parameters], 1 - decay)
 
     def load(self, values: list[Tensor]) -> None:
-        """What ``values`` held at a checkpoint, on the devices of the parameters."""
-        self.values = [v.to(p.device) for v, p in zip(values, self.parameters, strict=False)]
+        """What ``values`` held at a checkpoint, where the parameters are."""
+        pairs = zip(values, self.parameters, strict=False)
+        self.values = [sharding.divided_like(value, p.detach()) for value, p in pairs]
 
     @torch.no_grad()
     def apply(self) -> None:
@@ -179,10 +180,11 @@ def train(run: Run) -> dict[str, float]:
     accelerator = make_accelerator(config.precision, run.tracking)
     if run.tracking:
         tracking.start(accelerator, run.tracking, run.name, config.model_dump())
-    network = _placed(run, accelerator.device)
+    given = run.objective.network
+    network = _placed(run, accelerator)
     parameters = [p for p in network.parameters() if p.requires_grad]
     optimizer = Optimizers(network, config)
-    objective = optimizer.prepare(accelerator, run.objective)
+    objective = optimizer.prepare(accelerator, run.objective, sharding.is_divided(network))
     average = Average(parameters, config.ema_decay)
     rows, window, start = _resume(run, optimizer, average, accelerator)
     loader = _loader(run, start, accelerator)
@@ -195,7 +197,7 @@ def train(run: Run) -> dict[str, float]:
         means, parts = _accumulate(run, objective, step, batches, accelerator)
         if not math.isfinite(means["loss"]):
             _stop(run, f"loss is {means['loss']}", step, parts)
-        norm = float(accelerator.clip_grad_norm_(parameters, config.grad_clip))
+        norm = float(sharding.whole(accelerator.clip_grad_norm_(parameters, config.grad_clip)))
         if not math.isfinite(norm) and config.precision != "fp16":  # fp16 skips such steps
             _stop(run, f"gradient norm is {norm}", step, parts)
         optimizer.step()
@@ -216,6 +218,9 @@ def train(run: Run) -> dict[str, float]:
     for tracker in accelerator.trackers:
         tracker.finish()
     average.apply()
+    if network is not given:
+        given.load_state_dict(sharding.whole(network.state_dict()))
+        run.objective.network = given.to(accelerator.device)
     if is_main():
         _write_curve(run.curve, rows)
         seconds = time.perf_counter() - began
@@ -224,9 +229,13 @@ def train(run: Run) -> dict[str, float]:
     return rows[-1] if rows else {}
 
 
-def _placed(run: Run, device: torch.device) -> nn.Module:
-    """The network where and as it is trained."""
-    network = run.objective.to(device).network
+def _placed(run: Run, accelerator: Accelerator) -> nn.Module:
+    """The network where and as it is trained; with ``shard`` a copy, divided."""
+    if run.optimizer.shard and accelerator.num_processes > 1:
+        run.objective.network = sharding.sharded_copy(
+            run.objective.network, accelerator.device, accelerator.num_processes
+        )
+    network = run.objective.to(accelerator.device).network
     if run.optimizer.channels_last:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if run.optimizer.compile:
@@ -245,6 +254,8 @@ def _validate(run: Run, accelerator: Accelerator, step: int, bar: Any) -> None:
     """Let the main process look at some predictions when it is time."""
     if run.validate is None or run.tracking is None or step % run.tracking.validate_every:
         return
+    if sharding.is_divided(run.objective.network):
+        return  # nobody has it whole
     if is_main():
         found = run.validate(step)
         accelerator.log(found, step)
@@ -290,6 +301,7 @@ def _accumulate(
     for part in own:
         number = step * run.optimizer.accumulation + part
         batch, generator = next(batches), micro_batch_generator(run.seed, number)
+        sharding.synchronise(run.objective.network, part == own[-1])
         with nullcontext() if part == own[-1] else accelerator.no_sync(objective):
             losses = objective(number, batch, generator)
             accelerator.backward(losses["loss"] / len(own))
@@ -369,10 +381,13 @@ def _state(
     rows: list[dict[str, float]],
     window: list[dict[str, float]],
 ) -> dict[str, Any]:
-    return {
+    trained = {
         "network": run.objective.network.state_dict(),
         "optimizer": optimizer.state_dict(),
         "average": average.values,
+    }
+    return {
+        **sharding.whole(trained),
         "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
         "rows": rows,
         "window": window,
@@ -386,7 +401,7 @@ def _resume(
     state = checkpoint.load(run.scratch, run.fingerprint)
     if state is None:
         return [], [], 0
-    run.objective.network.load_state_dict(state["network"])
+    sharding.load_whole(run.objective.network, state["network"])
     optimizer.load_state_dict(state["optimizer"])
     average.load(state["average"])
     if accelerator.scaler:

@@ -14,10 +14,12 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
+from metricgold.confidence import ConfidenceHead, at_pixels
 from metricgold.config import OptimizerConfig, ProfileConfig, TrainOneStepConfig
 from metricgold.depth_codec import DepthCodec
 from metricgold.diffusion import LAST_TIMESTEP
 from metricgold.losses import (
+    laplace_nll,
     masked_l1,
     multiscale_gradient_l1,
     relative_depth_l1,
@@ -29,11 +31,18 @@ from metricgold.model import (
     fov_features,
     one_step_start,
     predict_velocity,
+    vae_factor,
 )
 from metricgold.training import checkpoint
 from metricgold.training.accelerator import default_device, use_all_cores, written_by_main
-from metricgold.training.coarse_depth import CoarseDepth, cell_means
-from metricgold.training.latents import LatentBatches, cache_hash, open_latents, weights_hash
+from metricgold.training.auxiliary import WithDepthHead, channel_weights
+from metricgold.training.latents import (
+    LatentBank,
+    LatentBatches,
+    cache_hash,
+    open_latents,
+    weights_hash,
+)
 from metricgold.training.loader import Batch
 from metricgold.training.loop import Objective, Run, train
 from metricgold.training.lora import merge_lora
@@ -42,6 +51,7 @@ from metricgold.training.unet import drop_fov, prepare_for_training
 from metricgold.training.validation import Validation
 from metricgold.workspace import Workspace
 
+CONFIDENCE = "confidence"
 CURVES = {"latent": "train_one_step_latent.csv", "depth": "train_one_step.csv"}
 
 
@@ -82,6 +92,7 @@ class _OneStep(Objective):
 
     network: UNet2DConditionModel
     empty_text_embed: Tensor
+    channel_weights: Tensor
     keys: tuple[str, ...]
 
     def __init__(self, model: MetricGoldModel, config: TrainOneStepConfig) -> None:
@@ -97,29 +108,39 @@ class _OneStep(Objective):
 
 
 class LatentObjective(_OneStep):
-    """L1 between depth latents, and the metric loss on what a linear map reads from them.
+    """L1 between depth latents, over cells whose every pixel is valid; no decoder is needed.
 
-    Both over cells whose every pixel is valid; no decoder is needed.
+    With ``auxiliary_loss_weight`` also the metric loss on the depth of an auxiliary head.
+
+    Args:
+        channel_weights: [1, C, 1, 1], what an error in each channel counts.
     """
 
-    keys = ("rgb_latent", "fov_y_deg", "depth_norm", "depth_latent", "latent_mask")
+    network: UNet2DConditionModel | WithDepthHead
+    keys = ("rgb_latent", "fov_y_deg", "depth_norm", "valid_mask", "depth_latent", "latent_mask")
 
     def __init__(
-        self, model: MetricGoldModel, config: TrainOneStepConfig, coarse: CoarseDepth
+        self, model: MetricGoldModel, config: TrainOneStepConfig, channel_weights: Tensor
     ) -> None:
         super().__init__(model, config)
-        self.coarse = coarse
+        self.register_buffer("channel_weights", channel_weights, persistent=False)
+        if config.auxiliary_loss_weight:
+            self.network = WithDepthHead(model.unet, vae_factor(model.depth_vae))
 
     def forward(self, number: int, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Of cached rows with ``keys``."""
         predicted = self.predict(batch, generator)
         target = batch["depth_latent"].to(predicted.device)
         mask = batch["latent_mask"].to(predicted.device)
-        latent = masked_l1(predicted, target, mask.expand_as(target))
-        depth = cell_means(batch["depth_norm"].to(predicted.device), mask)
-        metric = depth_loss(self.coarse(predicted), depth, mask, self.codec, self.config)["loss"]
-        total = latent + self.config.coarse_loss_weight * metric
-        return {"loss": total, "latent": latent, "coarse": metric}
+        weights = self.channel_weights
+        latent = masked_l1(predicted * weights, target * weights, mask.expand_as(target))
+        losses = {"loss": self.config.latent_loss_weight * latent, "latent": latent}
+        if isinstance(self.network, WithDepthHead):
+            depth, valid = batch["depth_norm"].to(latent), batch["valid_mask"].to(latent.device)
+            found = depth_loss(self.network.depth_norm, depth, valid, self.codec, self.config)
+            losses["auxiliary"] = found["loss"]
+            losses["loss"] = losses["loss"] + self.config.auxiliary_loss_weight * found["loss"]
+        return losses
 
 
 class MetricObjective(_OneStep):
@@ -138,11 +159,72 @@ class MetricObjective(_OneStep):
         return depth_loss(decoded, target, valid, self.codec, self.config)
 
 
+class ConfidenceObjective(Objective):
+    """How likely the errors of the frozen one-step model are by the confidence head."""
+
+    network: ConfidenceHead
+    keys = MetricObjective.keys
+
+    def __init__(self, model: MetricGoldModel, config: TrainOneStepConfig) -> None:
+        assert model.confidence is not None
+        super().__init__(model.confidence)
+        self.one_step = MetricObjective(model, config)
+
+    def forward(self, number: int, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Of cached rows with ``keys``."""
+        with torch.no_grad():
+            depth_latent = self.one_step.predict(batch, generator)
+            decoded = decode_depth_norm(self.one_step.depth_vae, depth_latent).clamp(-1, 1)
+            difference = (decoded - batch["depth_norm"].to(decoded)).abs()
+            error = difference * (self.one_step.codec.log_range / 2)  # |ln(d_pred / d_true)|
+        valid, rgb_latent = batch["valid_mask"].to(decoded.device), batch["rgb_latent"]
+        height, width = error.shape[-2:]
+        log_error = self.network(rgb_latent.to(decoded.device), depth_latent.float())
+        log_error = at_pixels(log_error, (height, width))
+        return {
+            "loss": laplace_nll(log_error, error, valid),
+            "error": masked_l1(error, torch.zeros_like(error), valid),
+            "expected": masked_l1(log_error.exp(), torch.zeros_like(error), valid),
+        }
+
+
+def train_confidence(
+    config: ProfileConfig,
+    workspace: Workspace,
+    model: MetricGoldModel,
+    banks: dict[str, LatentBank],
+    identity: str,
+) -> None:
+    """Give ``model``, which is done, a confidence head, if the config asks for one."""
+    section = config.train_one_step
+    if section.confidence is None:
+        return
+    torch.manual_seed(config.seed + 5)
+    channels = model.image_vae.config.latent_channels
+    model.eval().confidence = ConfidenceHead(channels, section.confidence.width)
+    model.to(default_device())
+    objective, optimizer = ConfidenceObjective(model, section), section.confidence.optimizer
+    train(
+        Run(
+            name="train_one_step (confidence)",
+            objective=objective,
+            optimizer=optimizer,
+            batches=LatentBatches(config, banks, optimizer, 17, objective.keys),
+            scratch=workspace.scratch(f"train_one_step_{CONFIDENCE}"),
+            seed=config.seed + 5,
+            identity=identity,
+            workers=config.loader.workers,
+            tracking=config.tracking,
+        )
+    )
+
+
 def run(config: ProfileConfig, workspace: Workspace) -> None:
     """Fine-tune the stage-B U-Net; the complete checkpoint goes to ``workspace.model``.
 
     Two phases: ``latent_phase`` compares latents, which spares the decoder and so sees
-    twice the pictures in the same time; then the metric loss on decoded depth.
+    twice the pictures in the same time; then the metric loss on decoded depth. A confidence
+    head, if asked for, is trained when the U-Net is done.
     """
     section = config.train_one_step
     use_all_cores()
@@ -157,7 +239,7 @@ def run(config: ProfileConfig, workspace: Workspace) -> None:
     phases: tuple[tuple[str, _OneStep, OptimizerConfig], ...] = (
         (
             "latent",
-            LatentObjective(model, section, CoarseDepth.fit(banks, config.seed)),
+            LatentObjective(model, section, channel_weights(model.depth_vae, banks, config.seed)),
             section.latent_phase,
         ),
         ("depth", MetricObjective(model, section), section.optimizer),
@@ -167,12 +249,17 @@ def run(config: ProfileConfig, workspace: Workspace) -> None:
             unet.enable_gradient_checkpointing()
             model.depth_vae.enable_gradient_checkpointing()
         name = f"train_one_step ({phase})"
+        augmented_share = section.augmented_share
+        if phase == "depth" and augmented_share < 1:
+            augmented_share = 0.0
         train(
             Run(
                 name=name,
                 objective=objective,
                 optimizer=optimizer,
-                batches=LatentBatches(config, banks, optimizer, 15 + number, objective.keys),
+                batches=LatentBatches(
+                    config, banks, optimizer, 15 + number, objective.keys, augmented_share
+                ),
                 scratch=workspace.scratch(f"train_one_step_{phase}"),
                 seed=config.seed + 3 + number,
                 identity=identity,
@@ -182,9 +269,12 @@ def run(config: ProfileConfig, workspace: Workspace) -> None:
                 validate=Validation(config, workspace, model, folder_of(config.tracking, name)),
             )
         )
+        if isinstance(objective.network, WithDepthHead):
+            objective.network.detach_head()
     merge_lora(unet)
+    train_confidence(config, workspace, model, banks, identity)
     with written_by_main(workspace.model) as folder:
         if folder is not None:
             model.to("cpu").save_pretrained(folder)
-            for phase, _, _ in phases:
+            for phase in (*CURVES, CONFIDENCE):
                 checkpoint.discard(workspace.scratch(f"train_one_step_{phase}"))

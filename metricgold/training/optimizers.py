@@ -11,6 +11,7 @@ from torch import nn
 
 from metricgold.config import MuonConfig, OptimizerConfig
 from metricgold.errors import UserError
+from metricgold.training.sharding import divide_state
 
 MIN_HIDDEN_CHANNELS = 16
 """A weight with fewer inputs or outputs touches pixels or latents: AdamW's, as Muon advises."""
@@ -70,11 +71,15 @@ class Optimizers:
         for group in self._groups():
             group["peak_lr"] = group["lr"]
 
-    def prepare(self, accelerator: Accelerator, objective: nn.Module) -> nn.Module:
-        """Hand everything to ``accelerator``; returns the objective to call from now on."""
-        prepared = accelerator.prepare(objective, *self._optimizers)
-        self._optimizers = list(prepared[1:])
-        return prepared[0]
+    def prepare(
+        self, accelerator: Accelerator, objective: nn.Module, divided: bool = False
+    ) -> nn.Module:
+        """Hand everything to ``accelerator``; returns the objective to call from now on.
+
+        ``divided``: the network is, so that no process has a copy of it to keep the same.
+        """
+        self._optimizers = [accelerator.prepare_optimizer(o) for o in self._optimizers]
+        return accelerator.prepare_model(objective, evaluation_mode=divided)
 
     def _groups(self) -> list[dict[str, Any]]:
         return [group for o in self._optimizers for group in o.param_groups]
@@ -107,6 +112,7 @@ class Optimizers:
         """What :meth:`state_dict` gave."""
         for optimizer, state in zip(self._optimizers, states, strict=True):
             optimizer.load_state_dict(state)
+            divide_state(optimizer)
 
 
 def _adam(parameters: list[nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:

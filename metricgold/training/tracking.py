@@ -27,11 +27,17 @@ def check_trackers(names: tuple[str, ...]) -> None:
         UserError: one cannot; the message says what to install.
     """
     for name in names:
-        if importlib.util.find_spec(_PACKAGES[name]) is None:
+        if not installed(name):
             raise UserError(
                 f"tracking.trackers names '{name}', which is not installed; run 'pip install "
                 f"{_PACKAGES[name]}' or take it out of params.yaml"
             )
+
+
+def installed(name: str) -> bool:
+    """Whether a tracker's package is there; a folder of its name (W&B leaves one) is none."""
+    spec = importlib.util.find_spec(_PACKAGES[name])
+    return spec is not None and spec.origin is not None
 
 
 def folder_of(config: TrackingConfig, stage: str) -> Path:
@@ -45,6 +51,7 @@ def start(
     """Open the trackers of an accelerator that was made with them; see :func:`folder_of`."""
     folder = folder_of(config, stage)
     check_trackers(config.trackers)
+    folder.mkdir(parents=True, exist_ok=True)
     accelerator.init_trackers(
         "metricgold",
         _flat(params),
@@ -56,7 +63,7 @@ def start(
                 "dvcyaml": None,
                 "report": None,
             },
-            "wandb": {"name": stage, "group": "metricgold"},
+            "wandb": {"name": stage, "group": "metricgold", "dir": str(folder)},
             "mlflow": {"run_name": stage},
         },
     )

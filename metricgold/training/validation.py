@@ -38,22 +38,21 @@ class Validation:
         folder: Path,
         frames_of_each: int = 2,
     ) -> None:
-        self.model, self.folder, self.config = model, folder, config
-        self.frames: list[Frame] = []
+        self.model, self.folder = model, folder
+        self.frames: list[tuple[Frame, int]] = []  # each with the long side it is trained at
         for bank in open_banks(config, workspace, "holdout").values():
             step = max(1, len(bank) // frames_of_each)
-            self.frames += [bank.frame(i) for i in range(0, len(bank), step)[:frames_of_each]]
+            picked = range(0, len(bank), step)[:frames_of_each]
+            self.frames += [(bank.frame(i), max(bank.size)) for i in picked]
 
     def __call__(self, step: int) -> dict[str, float]:
         """Mean AbsRel of the frames with the present weights, which stay as they are."""
         codec = self.model.spec.codec
         panels, errors = [], []
         with _for_inference(self.model.unet):
-            predictor = PipelinePredictor(
-                MetricGoldPipeline(self.model),
-                processing_resolution=self.config.evaluate.processing_resolution,
-            )
-            for frame in self.frames:
+            pipeline = MetricGoldPipeline(self.model)
+            for frame, long_side in self.frames:
+                predictor = PipelinePredictor(pipeline, processing_resolution=long_side)
                 prediction = predictor(frame.rgb, frame.intrinsics)
                 mask = frame.valid_mask & (frame.depth > codec.depth_min_m)
                 mask &= frame.depth < codec.depth_max_m

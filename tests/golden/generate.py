@@ -20,7 +20,6 @@ from metricgold.diffusion import annealed_multires_noise
 from metricgold.geometry import hypersim_intrinsics, intrinsics_from_fov
 from metricgold.pipeline import MetricGoldPipeline
 from metricgold.training.base_model import PictureObjective
-from metricgold.training.coarse_depth import CoarseDepth
 from metricgold.training.loop import Objective
 from metricgold.training.one_step import LatentObjective, MetricObjective
 from metricgold.training.unet import VelocityObjective
@@ -77,12 +76,13 @@ def loss_values() -> list[float]:
         "latent_mask": noise(1, 12, 16) > -1,
         "fov_y_deg": torch.tensor([50.0, 80.0]),
     }
-    coarse = CoarseDepth(torch.full((1, 4, 1, 1), 0.2), torch.tensor(0.1))
+    torch.manual_seed(9)  # of the auxiliary head
+    weights = torch.tensor([0.5, 1.0, 2.0, 0.5]).view(1, 4, 1, 1)
     objectives: list[Objective] = [
         PictureObjective(model.image_vae, config.base_model),
         DepthObjective(model.depth_vae, model.spec.codec, config.train_vae),
         VelocityObjective(model, config.train_unet),
-        LatentObjective(model, config.train_one_step, coarse),
+        LatentObjective(model, config.train_one_step, weights),
         MetricObjective(model, config.train_one_step),
     ]
     found = []

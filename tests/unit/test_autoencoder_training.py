@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import h5py
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.nn import functional as F
 
 from metricgold.config import OptimizerConfig
 from metricgold.training.autoencoder import WHOLE_FRAMES, crop_share, mix_latents, random_crop
-from metricgold.training.coarse_depth import CoarseDepth, cell_means
-from metricgold.training.latents import CACHE_VERSION, LatentBank
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -86,37 +80,3 @@ def test_nothing_is_mixed_without_a_share(share: float) -> None:
         strict=True,
     ):
         assert torch.equal(before, after)
-
-
-def bank(path: Path, weight: torch.Tensor, bias: float) -> LatentBank:
-    """A cache whose depth is a linear map of the latent in every usable cell, noise elsewhere."""
-    latent = torch.randn(20, 3, 4, 6, generator=generator(3))
-    cells = (latent * weight.view(1, 3, 1, 1)).sum(dim=1, keepdim=True) + bias
-    mask = torch.rand(cells.shape, generator=generator(4)) < 0.7
-    cells = torch.where(mask, cells, torch.full_like(cells, 99.0))
-    with h5py.File(path, "w") as file:
-        file.attrs["version"], file.attrs["weights"] = CACHE_VERSION, "here"
-        file["depth_latent"] = latent.numpy()
-        file["latent_mask"] = mask.numpy()
-        file["depth_norm"] = F.interpolate(cells, scale_factor=4).numpy()
-        file["fov_y_deg"] = torch.full((20,), 60.0).numpy()
-    return LatentBank(path, "here")
-
-
-def test_a_linear_reading_is_found(tmp_path: Path) -> None:
-    weight = torch.tensor([0.5, -0.2, 0.1])
-    banks = {name: bank(tmp_path / f"{name}.h5", weight, 0.3) for name in ("a", "b")}
-    found = CoarseDepth.fit(banks, seed=0)
-    torch.testing.assert_close(found.weight.flatten(), weight, atol=1e-5, rtol=0)
-    assert float(found.bias) == pytest.approx(0.3, abs=1e-5)
-    latent = torch.randn(2, 3, 4, 6, generator=generator(5), requires_grad=True)
-    read = found(latent)
-    assert read.shape == (2, 1, 4, 6)
-    expected = (latent * weight.view(1, 3, 1, 1)).sum(dim=1, keepdim=True) + 0.3
-    torch.testing.assert_close(read, expected, atol=1e-5, rtol=0)
-
-
-def test_a_cell_s_depth_is_the_mean_of_its_pixels() -> None:
-    depth = torch.arange(32.0).view(1, 1, 4, 8)
-    expected = torch.tensor([[[[4.5, 6.5, 8.5, 10.5], [20.5, 22.5, 24.5, 26.5]]]])
-    assert torch.equal(cell_means(depth, torch.ones(1, 1, 2, 4)), expected)

@@ -6,6 +6,7 @@ import csv
 import importlib.util
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -411,10 +412,49 @@ def test_dvclive_is_told_and_goes_on_after_a_stop(tmp_path: Path) -> None:
     assert json.loads((folder / "metrics.json").read_text())["loss"] == points[-1][1]
 
 
+@pytest.mark.parametrize(
+    ("tracker", "left"),
+    [
+        ("tensorboard", "watch/**/events.out.tfevents*"),
+        ("wandb", "watch/**/*.wandb"),
+        ("mlflow", "runs/**/metrics/loss"),
+    ],
+)
+def test_other_trackers_are_told_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tracker: Any, left: str
+) -> None:
+    """Each on its own files, with nothing sent anywhere."""
+    if not tracking_module.installed(tracker):
+        pytest.skip(f"'{tracker}' is not installed")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "runs").as_uri())
+    network = small_network()
+    tracking = TrackingConfig(trackers=(tracker,), every=10, folder=str(tmp_path / "watch"))
+    train(run_of(tmp_path, network, denoising_loss(network), tracking=tracking))
+    assert list(tmp_path.glob(left))
+
+
 def test_a_tracker_that_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracking_module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="names 'wandb', which is not installed; run 'pip install"):
         tracking_module.check_trackers(("wandb",))
+
+
+def test_a_folder_of_its_name_is_no_tracker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python takes any folder on its path for a package; W&B leaves one where it ran."""
+    monkeypatch.setitem(tracking_module._PACKAGES, "wandb", "left_by_wandb")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert not tracking_module.installed("wandb")
+    (tmp_path / "left_by_wandb").mkdir()
+    importlib.invalidate_caches()
+    assert importlib.util.find_spec("left_by_wandb") is not None
+    assert not tracking_module.installed("wandb")
+    (tmp_path / "left_by_wandb" / "__init__.py").touch()
+    importlib.invalidate_caches()
+    assert tracking_module.installed("wandb")
 
 
 def test_validation_comes_when_it_is_time(tmp_path: Path) -> None:
@@ -443,6 +483,28 @@ def test_options_of_speed_train_alike(tmp_path: Path, change: dict[str, Any]) ->
     config = optimizer_config(**change)
     second = train(run_of(tmp_path / "other", other, denoising_loss(other), optimizer=config))
     assert second["loss"] == pytest.approx(first["loss"], rel=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler here")
+def test_a_compiled_network_learns_the_same(tmp_path: Path) -> None:
+    plain, other = small_network(), small_network()
+    first = train(run_of(tmp_path / "plain", plain, denoising_loss(plain)))
+    config = optimizer_config(compile=True)
+    second = train(run_of(tmp_path / "other", other, denoising_loss(other), optimizer=config))
+    assert second["loss"] == pytest.approx(first["loss"], rel=0.02)
+
+
+def test_8_bit_adam_learns_alike(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes", reason="'bitsandbytes' is not installed")
+    plain, other = small_network(), small_network()
+    first = train(
+        run_of(tmp_path / "plain", plain, denoising_loss(plain), optimizer=optimizer_config())
+    )
+    config = optimizer_config(adam_8bit=True)
+    second = train(run_of(tmp_path / "other", other, denoising_loss(other), optimizer=config))
+    assert second["loss"] == pytest.approx(first["loss"], rel=0.05)
 
 
 def test_8_bit_adam_says_what_it_needs() -> None:

@@ -11,11 +11,16 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 import trained
 from torch import Tensor
+from toy import TOY
 
+from metricgold.model import build_toy_vae
+
+TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 PROGRAM = Path(trained.__file__)
 KILLS = 3
 SAME = (("adamw", 1e-5, 1e-5), ("muon", 1e-3, 1e-3))
@@ -80,8 +85,7 @@ def test_two_processes_give_what_one_gives(
 ) -> None:
     """By torchrun over gloo: a step's four micro-batches are shared, their gradients averaged."""
     finished(start(tmp_path / "one", "4", optimizer))
-    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    printed = finished(start(tmp_path / "two", "4", optimizer, launch=launch))
+    printed = finished(start(tmp_path / "two", "4", optimizer, launch=TWO))
     assert printed.count(f"toy: {trained.STEPS} steps in") == 1  # the main process alone tells
     alone, together = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert alone[0] > 1.5 * alone[-1]
@@ -91,9 +95,46 @@ def test_two_processes_give_what_one_gives(
         torch.testing.assert_close(second[name], value, rtol=0, atol=weight_apart)
 
 
+def reconstruction(folder: Path) -> Tensor:
+    vae = build_toy_vae(TOY)
+    vae.load_state_dict(weights(folder))
+    with torch.no_grad():
+        return vae(torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))).sample
+
+
+def test_two_processes_that_share_one_network_give_what_one_gives(tmp_path: Path) -> None:
+    """FSDP. What the networks do is compared: a bias before a norm has no gradient but rounding,
+    which AdamW makes steps of."""
+    finished(start(tmp_path / "one", "4", "sharded"))
+    finished(start(tmp_path / "two", "4", "sharded", launch=TWO))
+    alone, together = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert alone[0] > 1.1 * alone[-1]
+    assert together == pytest.approx(alone, rel=1e-5)
+    torch.testing.assert_close(
+        reconstruction(tmp_path / "two"), reconstruction(tmp_path / "one"), rtol=0, atol=1e-3
+    )
+
+
+def test_two_processes_that_share_one_network_go_on_where_they_were_killed(tmp_path: Path) -> None:
+    """FSDP: checkpoints are whole, so that a new pair of processes divides them again."""
+    finished(start(tmp_path / "whole", "2", "sharded", launch=TWO))
+    broken = tmp_path / "broken"
+    process = start(broken, "2", "sharded", "0", "0.2", launch=TWO)
+    deadline = time.monotonic() + 120
+    while not list((broken / "scratch").glob("step-*.pt")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    for each in (*psutil.Process(process.pid).children(recursive=True), process):
+        each.kill()
+    process.communicate()
+    told = finished(start(broken, "2", "sharded", launch=TWO))
+    assert "toy: resuming at step" in told
+    first, second = weights(tmp_path / "whole"), weights(broken)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
 def test_a_step_that_cannot_be_shared_is_refused(tmp_path: Path) -> None:
-    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    process = start(tmp_path / "two", "3", launch=launch)
+    process = start(tmp_path / "two", "3", launch=TWO)
     printed, _ = process.communicate(timeout=240)
     assert process.returncode != 0
     told = "a step's 3 micro-batches ('accumulation') cannot be shared by 2 processes"
