@@ -115,6 +115,7 @@ def test_two_processes_that_share_one_network_give_what_one_gives(tmp_path: Path
     )
 
 
+@pytest.mark.slow
 def test_two_processes_that_share_one_network_go_on_where_they_were_killed(tmp_path: Path) -> None:
     """FSDP: checkpoints are whole, so that a new pair of processes divides them again."""
     finished(start(tmp_path / "whole", "2", "sharded", launch=TWO))
