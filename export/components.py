@@ -26,11 +26,11 @@ from metricgold.depth_codec import DepthCodec
 from metricgold.diffusion import LAST_TIMESTEP
 from metricgold.model import (
     FOV_FEATURES,
-    MetricGoldModel,
     decode_depth_norm,
     encode,
     predict_velocity,
 )
+from metricgold.pretrained import MetricGoldModel
 
 __all__ = [
     "COMPONENTS",
@@ -101,7 +101,7 @@ class DepthDecoder(nn.Module):
         super().__init__()
         self.dtype = _DTYPES[precision]
         self.depth_vae = _in_dtype(model.depth_vae, self.dtype)
-        self.codec: DepthCodec = model.spec.codec
+        self.codec: DepthCodec = model.codec
 
     def forward(self, depth_latent: Tensor) -> Tensor:
         """depth_latent [B, C, h, w] to depth [B, 1, H, W] in metres."""

@@ -36,7 +36,8 @@ from export.specs import CHANNELS, COMPONENTS, Axis, ComponentSpec, Precision
 from metricgold.config import ExportConfig, ProfileConfig, load_config
 from metricgold.errors import run_cli
 from metricgold.files import replaced_folder
-from metricgold.model import FOV_FEATURES, FOV_OCTAVES, MetricGoldModel, vae_factor
+from metricgold.model import FOV_FEATURES, FOV_OCTAVES, vae_factor
+from metricgold.pretrained import MetricGoldModel
 from metricgold.workspace import Workspace
 
 FALLBACK_OPSET = 20
@@ -91,19 +92,18 @@ def check_sizes(config: ExportConfig, multiple: int) -> None:
 
 
 def _describe(model: MetricGoldModel, config: ExportConfig, checkpoint_sha256: str) -> Manifest:
-    spec = model.spec
     return Manifest(
         precision=config.precision,
         opset=config.opset,
         dynamic=config.dynamic,
         static_size=None if config.dynamic else list(config.engine_size),
-        depth_min_m=float(spec.depth_min_m),
-        depth_max_m=float(spec.depth_max_m),
+        depth_min_m=float(model.config.depth_min_m),
+        depth_max_m=float(model.config.depth_max_m),
         size_multiple=model.size_multiple,
         latent_factor=vae_factor(model.image_vae),
         latent_channels=model.image_vae.config.latent_channels,
-        processing_resolution=spec.processing_resolution,
-        num_inference_steps=spec.num_inference_steps,
+        processing_resolution=model.default_processing_resolution,
+        num_inference_steps=model.default_denoising_steps,
         fov={
             "features": FOV_FEATURES,
             "octaves": list(FOV_OCTAVES),

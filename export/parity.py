@@ -20,8 +20,8 @@ from export.runtime import DepthSession, open_session
 from export.specs import COMPONENTS, DEPTH_DECODER, Precision
 from metricgold import files
 from metricgold.config import ProfileConfig
-from metricgold.model import MetricGoldModel
 from metricgold.pipeline import MetricGoldPipeline
+from metricgold.pretrained import MetricGoldModel
 from metricgold.workspace import Workspace
 
 PARITY_FILE = "parity.json"
@@ -121,9 +121,10 @@ def compare_end_to_end(
 ) -> Comparison:
     """Picture to metres: the exported session against the torch pipeline."""
     rgb = np.random.default_rng(2).integers(0, 256, (*size, 3), dtype=np.uint8)
-    expected = MetricGoldPipeline(model)(
-        rgb, num_inference_steps=1, processing_resolution=0, fov_deg=TEST_FOV_DEG
-    ).prediction[0, ..., 0]
+    pipeline = MetricGoldPipeline.of(model)
+    pipeline.set_progress_bar_config(disable=True)
+    output = pipeline(rgb, num_inference_steps=1, processing_resolution=0, fov_deg=TEST_FOV_DEG)
+    expected = output.prediction[0, ..., 0]
     own_size = None if session.manifest.static_size else 0
     actual = session.infer(rgb, steps=1, processing_resolution=own_size, fov_deg=TEST_FOV_DEG).depth
     figure, limit = _depth_limit(Precision(session.manifest.precision))

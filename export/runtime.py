@@ -29,6 +29,7 @@ from export.specs import DEPTH_DECODER, UNET_STEP, VAE_ENCODER
 from export.trt_library import LIBRARIES
 from metricgold import geometry, imaging
 from metricgold.errors import UserError
+from metricgold.views import SCALES, views
 
 AUTO = "auto"
 BACKENDS = (*LIBRARIES, OnnxRuntimeCudaBackend.name, OnnxRuntimeBackend.name)
@@ -84,9 +85,10 @@ class DepthSession:
             rgb: uint8 [H, W, 3], sRGB.
             fov_deg: vertical field of view in degrees; None if unknown.
             steps: DDIM steps; default is what the weights were trained for.
-            ensemble_size: predictions from different noise, fused by the median in log-depth.
+            ensemble_size: predictions fused by the median in log-depth: from different noise, or
+                of a one-step model, which starts from the camera's rays, of different views.
             processing_resolution: long side in pixels, 0 for the picture's own size.
-            seed: of the initial noise (one step without an ensemble starts from the camera's rays).
+            seed: of the initial noise.
             initial_latents: [E, C, h, w] in place of the seeded noise.
 
         Raises:
@@ -96,25 +98,34 @@ class DepthSession:
         self._check(rgb, fov_deg, steps, ensemble_size)
         size = self._size(rgb, processing_resolution)
         seconds: dict[str, float] = {}
-        with _timed(seconds, "preprocess"):
-            resized = imaging.resize_rgb(rgb, size)  # [h, w, 3] in [0, 1]
-            image = np.ascontiguousarray(resized.transpose(2, 0, 1)[None]) * np.float32(2) - 1
-        with _timed(seconds, "encode"):
-            rgb_latent = self.backend.run(VAE_ENCODER.name, {"rgb": image})
-        if initial_latents is None and steps == 1 and ensemble_size == 1:
-            known = np.array([math.nan if fov_deg is None else fov_deg])
-            initial_latents = geometry.ray_latent(known, rgb_latent.shape[-2:], rgb_latent.shape[1])
-        elif initial_latents is None:
-            initial_latents = _noise((ensemble_size, *rgb_latent.shape[1:]), seed)
+        of_rays = initial_latents is None and steps == self.manifest.num_inference_steps == 1
+        ways = self._ways(ensemble_size) if of_rays else [(1.0, False)] * ensemble_size
         fov = numpy_sampler.fov_features(fov_deg, self.manifest.fov)
-        depths = []
-        for initial in initial_latents:
+        depths, encoded = [], {}
+        for member, way in enumerate(ways):
+            if way not in encoded:
+                encoded[way] = self._encode(rgb, self._scaled(size, way[0]), way[1], seconds)
+            rgb_latent = encoded[way]
+            if of_rays:
+                known = np.array([math.nan if fov_deg is None else fov_deg])
+                grid, channels = rgb_latent.shape[-2:], rgb_latent.shape[1]
+                initial = geometry.ray_latent(known, grid, channels)
+            else:
+                if initial_latents is None:
+                    initial_latents = _noise((ensemble_size, *rgb_latent.shape[1:]), seed)
+                initial = initial_latents[member][None]
             with _timed(seconds, "denoise"):
-                latent = self._denoise(rgb_latent, initial[None], fov, steps)
+                latent = self._denoise(rgb_latent, initial, fov, steps)
             with _timed(seconds, "decode"):
-                depths.append(self.backend.run(DEPTH_DECODER.name, {"depth_latent": latent})[0, 0])
+                depth = self.backend.run(DEPTH_DECODER.name, {"depth_latent": latent})[0, 0]
+            if not np.isfinite(depth).all():
+                raise ExportError(
+                    f"{self.backend.name} gave non-finite depth; export again with --precision fp32"
+                )
+            depths.append(depth[:, ::-1] if way[1] else depth)
         with _timed(seconds, "postprocess"):
-            depth, uncertainty = self._fuse(np.stack(depths), rgb.shape[:2])
+            stack = np.stack([imaging.resize_depth_log(d, size) for d in depths])
+            depth, uncertainty = self._fuse(stack, rgb.shape[:2])
         return DepthResult(
             depth=depth,
             uncertainty=uncertainty,
@@ -122,6 +133,32 @@ class DepthSession:
             size=size,
             seconds=seconds,
         )
+
+    def _ways(self, ensemble_size: int) -> list[tuple[float, bool]]:
+        """Scale, and whether mirrored, of every member."""
+        scales = SCALES if self.manifest.static_size is None else SCALES[:1]
+        try:
+            return views(ensemble_size, scales)
+        except ValueError as error:
+            raise InferenceError(str(error)) from None
+
+    def _scaled(self, size: tuple[int, int], scale: float) -> tuple[int, int]:
+        multiple = self.manifest.size_multiple
+        return imaging.processing_size(*size, round(max(size) * scale), multiple)
+
+    def _encode(
+        self,
+        rgb: NDArray[np.uint8],
+        size: tuple[int, int],
+        mirrored: bool,
+        seconds: dict[str, float],
+    ) -> Array:
+        """Latent [1, C, h, w] of a picture, worked at ``size``."""
+        with _timed(seconds, "preprocess"):
+            resized = imaging.resize_rgb(rgb[:, ::-1] if mirrored else rgb, size)
+            image = np.ascontiguousarray(resized.transpose(2, 0, 1)[None]) * np.float32(2) - 1
+        with _timed(seconds, "encode"):
+            return self.backend.run(VAE_ENCODER.name, {"rgb": image})
 
     def _denoise(self, rgb_latent: Array, initial: Array, fov: Array, steps: int) -> Array:
         def velocity(noisy: Array, timestep: int) -> Array:
@@ -137,10 +174,6 @@ class DepthSession:
 
     def _fuse(self, depths: Array, out_size: tuple[int, int]) -> tuple[Array, Array | None]:
         """Depths [E, h, w] to depth and uncertainty at ``out_size``: medians in log-depth."""
-        if not np.isfinite(depths).all():
-            raise ExportError(
-                f"{self.backend.name} gave non-finite depth; export again with --precision fp32"
-            )
         if len(depths) == 1:
             return imaging.resize_depth_log(depths[0], out_size), None
         codec = self.manifest.codec

@@ -307,8 +307,7 @@ class TrainOneStepConfig(_Section):
 
     ``latent_phase`` runs first: the same step, compared in latent space and, with
     ``auxiliary_loss_weight``, by the metric loss on the depth of a head of its own.
-    ``confidence`` runs last, if given. With ``augmented_share`` below 1 the latent phase sees
-    augmented frames for that share of its steps only, and what follows sees frames as they are.
+    ``confidence`` runs last, if given.
     """
 
     latent_phase: OptimizerConfig
@@ -317,7 +316,6 @@ class TrainOneStepConfig(_Section):
     scale_loss_weight: Annotated[float, Field(ge=0)]
     scale_loss_lambda: Fraction
     relative_loss_weight: Annotated[float, Field(ge=0)] = 0.0
-    augmented_share: Fraction = 1.0
     latent_loss_weight: PositiveFloat = 1.0
     auxiliary_loss_weight: Annotated[float, Field(ge=0)] = 0.0
     fov_dropout: Fraction

@@ -20,6 +20,15 @@ from metricgold.errors import UserError
 MAX_PIXELS = 178_956_970
 """Largest picture (width x height) that is decoded; larger ones may be decompression bombs."""
 
+RESAMPLING = {
+    "nearest": Image.Resampling.NEAREST,
+    "nearest-exact": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "area": Image.Resampling.BOX,
+}
+"""Ways to resize by diffusers' names; all but the nearest with antialias."""
+
 
 class ImageError(UserError):
     """A picture cannot be used; the message names the file and says why."""
@@ -47,6 +56,13 @@ def rgb_from_bytes(data: bytes) -> NDArray[np.uint8]:
         raise ImageError("the file is empty")
     with _damage_told():
         return _upright_rgb(io.BytesIO(data))
+
+
+def rgb_of_image(image: Image.Image) -> NDArray[np.uint8]:
+    """As :func:`load_rgb`, of an opened picture."""
+    with _damage_told():
+        _check_pixels(image, MAX_PIXELS)
+        return _to_rgb(ImageOps.exif_transpose(image))
 
 
 def _upright_rgb(file: Path | io.BytesIO) -> NDArray[np.uint8]:
@@ -157,7 +173,7 @@ def _grey_to_8_bit(grey: NDArray[Any], *, is_16_bit: bool) -> NDArray[np.uint8]:
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)
 
 
-def exif_fov_y_deg(path: Path | str, height: int, width: int) -> float | None:
+def exif_fov_y_deg(picture: Path | str | Image.Image, height: int, width: int) -> float | None:
     """Vertical field of view from EXIF ``FocalLengthIn35mmFilm``, or None.
 
     The 35 mm equivalent refers to the 43.27 mm diagonal of a 36 x 24 mm frame.
@@ -165,8 +181,11 @@ def exif_fov_y_deg(path: Path | str, height: int, width: int) -> float | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path) as image:
-                focal_mm = float(image.getexif().get_ifd(0x8769).get(0xA405) or 0)
+            if isinstance(picture, Image.Image):
+                focal_mm = _focal_mm(picture)
+            else:
+                with Image.open(picture) as image:
+                    focal_mm = _focal_mm(image)
     except Exception:
         return None
     if not 1 <= focal_mm < math.inf:
@@ -174,6 +193,10 @@ def exif_fov_y_deg(path: Path | str, height: int, width: int) -> float | None:
     diagonal_px = math.hypot(height, width)
     focal_px = focal_mm / math.hypot(36.0, 24.0) * diagonal_px
     return math.degrees(2.0 * math.atan(height / (2.0 * focal_px)))
+
+
+def _focal_mm(image: Image.Image) -> float:
+    return float(image.getexif().get_ifd(0x8769).get(0xA405) or 0)
 
 
 def processing_size(height: int, width: int, long_side: int, multiple: int) -> tuple[int, int]:
@@ -190,25 +213,31 @@ def processing_size(height: int, width: int, long_side: int, multiple: int) -> t
     return snap(height), snap(width)
 
 
-def resize_rgb(rgb: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.float32]:
-    """uint8 [H, W, 3] to float32 [h, w, 3] in [0, 1]; bilinear with antialias."""
+def resize_rgb(
+    rgb: NDArray[np.uint8], size: tuple[int, int], resampling: str = "bilinear"
+) -> NDArray[np.float32]:
+    """uint8 [H, W, 3] to float32 [h, w, 3] in [0, 1], with antialias; see :data:`RESAMPLING`."""
     if rgb.shape[:2] != tuple(size):
-        image = Image.fromarray(rgb).resize((size[1], size[0]), Image.Resampling.BILINEAR)
+        image = Image.fromarray(rgb).resize((size[1], size[0]), RESAMPLING[resampling])
         rgb = np.asarray(image)
     return rgb.astype(np.float32) / 255.0
 
 
-def resize_plain(values: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
-    """float32 [h, w] to [H, W], bilinear with antialias."""
+def resize_plain(
+    values: NDArray[np.float32], size: tuple[int, int], resampling: str = "bilinear"
+) -> NDArray[np.float32]:
+    """float32 [h, w] to [H, W], with antialias; see :data:`RESAMPLING`."""
     if values.shape == tuple(size):
         return values.astype(np.float32)
     image = Image.fromarray(np.ascontiguousarray(values, dtype=np.float32))
-    resized = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    resized = image.resize((size[1], size[0]), RESAMPLING[resampling])
     return np.asarray(resized, dtype=np.float32)
 
 
-def resize_depth_log(depth: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
-    """Metric depth [h, w] to [H, W], bilinear in log-depth; positive input required."""
+def resize_depth_log(
+    depth: NDArray[np.float32], size: tuple[int, int], resampling: str = "bilinear"
+) -> NDArray[np.float32]:
+    """Metric depth [h, w] to [H, W], resampled in log-depth; positive input required."""
     if depth.shape == tuple(size):
         return depth.astype(np.float32)
-    return np.exp(resize_plain(np.log(depth), size))
+    return np.exp(resize_plain(np.log(depth), size, resampling))

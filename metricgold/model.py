@@ -1,4 +1,4 @@
-"""The networks: how they are built, widened, called, saved and loaded.
+"""The networks: how they are built, widened and called.
 
 Everything is a plain diffusers class, so any diffusers user can load the parts.
 The field of view enters through ``UNet2DConditionModel``'s own class embedding
@@ -9,60 +9,26 @@ MLP's biases are then the learned null embedding.
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from safetensors.torch import load_file, save_file
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 
-from metricgold.confidence import ConfidenceHead
 from metricgold.config import ToyModelConfig
-from metricgold.depth_codec import DepthCodec
-from metricgold.diffusion import make_scheduler
 from metricgold.errors import UserError
 from metricgold.geometry import ray_latent
 
 FOV_FEATURES = 32
 FOV_OCTAVES = (-2.0, 3.0)
 """Lowest and highest octave; the sinusoids' frequencies are pi times 2 to that power."""
-CONFIDENCE_FOLDER = "confidence"
-SPEC_FILE = "metricgold.json"
-EMBED_FILE = "empty_text_embed.safetensors"
 LOADING: dict[str, Any] = {"use_safetensors": True, "low_cpu_mem_usage": False}
 """How diffusers reads weights: safetensors only, into networks that are built first."""
 
 
 class CheckpointError(UserError):
     """A checkpoint cannot be used; the message names the folder, what is wrong, what to do."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelSpec:
-    """What a user of the weights must know; travels with them as ``metricgold.json``.
-
-    Attributes:
-        depth_min_m, depth_max_m: codec range in metres.
-        num_inference_steps: what the weights were trained for (1 after stage C).
-        processing_resolution: default long side in pixels.
-        fov_conditioning: whether the U-Net was trained with the field of view.
-    """
-
-    depth_min_m: float
-    depth_max_m: float
-    num_inference_steps: int
-    processing_resolution: int
-    fov_conditioning: bool = True
-    prediction_type: str = "v_prediction"
-
-    @property
-    def codec(self) -> DepthCodec:
-        """Depth in metres to the range of the networks and back."""
-        return DepthCodec(self.depth_min_m, self.depth_max_m)
 
 
 def build_toy_vae(config: ToyModelConfig) -> AutoencoderKL:
@@ -231,107 +197,3 @@ def predict_velocity(
     text = empty_text_embed.to(unet_input.dtype).expand(unet_input.shape[0], -1, -1)
     out = unet(unet_input, timesteps, text, class_labels=fov.to(unet_input.dtype))
     return out.sample
-
-
-@dataclass
-class MetricGoldModel:
-    """All parts of a checkpoint; folder layout as diffusers writes it.
-
-    ``image_vae/ depth_vae/ unet/ scheduler/ empty_text_embed.safetensors metricgold.json``,
-    and ``confidence/`` where a confidence head was trained.
-    """
-
-    image_vae: AutoencoderKL
-    depth_vae: AutoencoderKL
-    unet: UNet2DConditionModel
-    scheduler: DDIMScheduler
-    empty_text_embed: Tensor  # [1, T, C]
-    spec: ModelSpec
-    confidence: ConfidenceHead | None = None
-
-    @property
-    def _networks(self) -> list[nn.Module]:
-        networks = [self.image_vae, self.depth_vae, self.unet]
-        return networks if self.confidence is None else [*networks, self.confidence]
-
-    @property
-    def size_multiple(self) -> int:
-        """What height and width in pixels must be multiples of."""
-        return size_multiple(self.image_vae, self.unet)
-
-    def eval(self) -> MetricGoldModel:
-        """All networks in inference mode."""
-        for module in self._networks:
-            module.eval().requires_grad_(False)
-        return self
-
-    def to(self, device: torch.device | str) -> MetricGoldModel:
-        """All networks and the text embedding on ``device``."""
-        for module in self._networks:
-            module.to(device)
-        self.empty_text_embed = self.empty_text_embed.to(device)
-        return self
-
-    def save_pretrained(self, folder: Path | str) -> None:
-        """Write the checkpoint: safetensors and JSON only."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.image_vae.save_pretrained(folder / "image_vae")
-        self.depth_vae.save_pretrained(folder / "depth_vae")
-        self.unet.save_pretrained(folder / "unet")
-        self.scheduler.save_pretrained(folder / "scheduler")
-        if self.confidence is not None:
-            self.confidence.save_pretrained(folder / CONFIDENCE_FOLDER)
-        embed = self.empty_text_embed.detach().cpu().contiguous()
-        save_file({"empty_text_embed": embed}, folder / EMBED_FILE)
-        (folder / SPEC_FILE).write_text(json.dumps(asdict(self.spec), indent=2) + "\n")
-
-    @classmethod
-    def from_pretrained(cls, folder: Path | str) -> MetricGoldModel:
-        """Read a checkpoint folder.
-
-        Raises:
-            CheckpointError: the folder or one of its parts is missing or damaged.
-        """
-        folder = Path(folder)
-        if not (folder / SPEC_FILE).is_file():
-            raise CheckpointError(
-                f"{folder}: no MetricGold checkpoint there ({SPEC_FILE} is missing); "
-                "run 'dvc repro', 'dvc pull', or name another folder"
-            )
-        try:
-            spec = ModelSpec(**json.loads((folder / SPEC_FILE).read_text()))
-            return cls(
-                image_vae=AutoencoderKL.from_pretrained(folder / "image_vae", **LOADING),
-                depth_vae=AutoencoderKL.from_pretrained(folder / "depth_vae", **LOADING),
-                unet=UNet2DConditionModel.from_pretrained(folder / "unet", **LOADING),
-                scheduler=DDIMScheduler.from_pretrained(folder / "scheduler"),
-                empty_text_embed=load_file(folder / EMBED_FILE)["empty_text_embed"],
-                spec=spec,
-                confidence=_load_confidence(folder / CONFIDENCE_FOLDER),
-            ).eval()
-        except Exception as error:
-            reason = " ".join(str(error).split())[:300]
-            raise CheckpointError(f"{folder}: checkpoint cannot be read: {reason}") from error
-
-
-def _load_confidence(folder: Path) -> ConfidenceHead | None:
-    return ConfidenceHead.from_pretrained(folder, **LOADING) if folder.is_dir() else None
-
-
-def random_toy_model(config: ToyModelConfig, spec: ModelSpec, seed: int = 0) -> MetricGoldModel:
-    """A complete randomly initialised model, widened; for tests and export trials."""
-    generator_state = torch.random.get_rng_state()
-    torch.manual_seed(seed)
-    try:
-        model = MetricGoldModel(
-            image_vae=build_toy_vae(config),
-            depth_vae=build_toy_vae(config),
-            unet=widen_conv_in(build_toy_unet(config)),
-            scheduler=make_scheduler(),
-            empty_text_embed=torch.randn(1, 2, config.cross_attention_dim),
-            spec=spec,
-        )
-    finally:
-        torch.random.set_rng_state(generator_state)
-    return model.eval()

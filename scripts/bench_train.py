@@ -37,10 +37,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from metricgold.config import OptimizerConfig, ProfileConfig, load_config
 from metricgold.diffusion import make_scheduler
+from metricgold.empty_text import EmptyText
 from metricgold.full_size import SD2_TEXT_TOKENS, SD2_UNET, SD2_VAE
 from metricgold.model import (
-    MetricGoldModel,
-    ModelSpec,
     build_toy_unet,
     build_toy_vae,
     encode,
@@ -49,6 +48,7 @@ from metricgold.model import (
     widen_conv_in,
     with_fov_embedding,
 )
+from metricgold.pretrained import MetricGoldModel
 from metricgold.progress import progress_bar
 from metricgold.training.accelerator import default_device, make_accelerator, use_all_cores
 from metricgold.training.loader import Batch
@@ -109,14 +109,15 @@ def build(config: ProfileConfig, toy: bool) -> MetricGoldModel:
         vaes = [AutoencoderKL(**SD2_VAE) for _ in range(2)]
         unet = with_fov_embedding(UNet2DConditionModel(**SD2_UNET))
     text = torch.randn(1, SD2_TEXT_TOKENS, unet.config.cross_attention_dim)
-    spec = ModelSpec(
+    return MetricGoldModel(
+        image_vae=vaes[0],
+        depth_vae=vaes[1],
+        unet=widen_conv_in(unet),
+        scheduler=make_scheduler(),
+        empty_text=EmptyText.of(text),
         depth_min_m=config.codec.depth_min_m,
         depth_max_m=config.codec.depth_max_m,
-        num_inference_steps=1,
-        processing_resolution=768,
     )
-    unet = widen_conv_in(unet)
-    return MetricGoldModel(vaes[0], vaes[1], unet, make_scheduler(), text, spec).eval()
 
 
 def make_batch(model: MetricGoldModel, size: tuple[int, int], micro_batch: int) -> Batch:
@@ -131,7 +132,7 @@ def make_batch(model: MetricGoldModel, size: tuple[int, int], micro_batch: int) 
     norm = noise(1, *size).clamp(-1, 1)
     return {
         "rgb": noise(3, *size).clamp(-1, 1),
-        "depth": model.spec.codec.decode(norm),
+        "depth": model.codec.decode(norm),
         "depth_norm": norm,
         "valid_mask": torch.ones(micro_batch, 1, *size, dtype=torch.bool),
         "rgb_latent": noise(channels, *cells),
@@ -143,7 +144,7 @@ def make_batch(model: MetricGoldModel, size: tuple[int, int], micro_batch: int) 
 
 def objective_of(case: Case, model: MetricGoldModel, config: ProfileConfig) -> Objective:
     """What the case minimises, its network ready to be trained."""
-    model.eval()
+    model.freeze()
     network = model.depth_vae if case.stage == "vae" else model.unet
     network.train().requires_grad_(True)
     for part in (model.unet, model.depth_vae, model.image_vae):
@@ -153,7 +154,7 @@ def objective_of(case: Case, model: MetricGoldModel, config: ProfileConfig) -> O
             part.disable_gradient_checkpointing()
     one_step = config.train_one_step
     if case.stage == "vae":
-        return DepthObjective(model.depth_vae, model.spec.codec, config.train_vae)
+        return DepthObjective(model.depth_vae, model.codec, config.train_vae)
     if case.stage == "latent":
         channels = model.depth_vae.config.latent_channels
         return LatentObjective(model, one_step, torch.ones(1, channels, 1, 1))

@@ -21,6 +21,7 @@ PLUMBING = {
     "metricgold.config",  # its values are tracked by `params`
     "metricgold.errors",
     "metricgold.files",
+    "metricgold.model_card",
     "metricgold.processes",
     "metricgold.progress",
     "metricgold.training.tracking",

@@ -178,7 +178,7 @@ def _first_of_scenes(reader: ShardReader, count: int) -> list[Frame]:
 def _load_pipeline(folder: Path) -> MetricGoldPipeline:
     pipeline = MetricGoldPipeline.from_pretrained(str(folder))
     if torch.cuda.is_available():
-        pipeline.model.to("cuda")
+        pipeline.to("cuda")
     return pipeline
 
 
@@ -217,7 +217,7 @@ def _write_frames(
     names = list(results[0].values)
     ranks = pictures.pick_ranks([r.values["abs_rel"] for r in results], count)
     picked = [holdout[results[rank.position].index] for rank in ranks]
-    codec = predictor.pipeline.model.spec.codec
+    codec = predictor.pipeline.codec
     with files.replaced_folder(workspace.predictions / dataset) as folder:
         rows = ([r.key, r.scene, *(r.values[n] for n in names)] for r in results)
         files.write_csv(folder / "per_frame.csv", ["key", "scene", *names], rows)
@@ -240,7 +240,7 @@ def run(config: ProfileConfig, workspace: Workspace, dataset: DatasetName) -> No
         write_skipped(workspace, dataset)
         return
     pipeline = _load_pipeline(workspace.model)
-    codec = pipeline.model.spec.codec
+    codec = pipeline.codec
     known = _predictor(pipeline, config, dataset, use_fov=True)
     unknown = _predictor(pipeline, config, dataset, use_fov=False)
     train, holdout = _open(workspace, dataset, "train"), _open(workspace, dataset, "holdout")

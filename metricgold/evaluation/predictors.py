@@ -67,6 +67,7 @@ class PipelinePredictor:
         seed: int = 0,
     ) -> None:
         self.pipeline = pipeline
+        pipeline.set_progress_bar_config(disable=True)
         self.num_inference_steps = num_inference_steps
         self.ensemble_size = ensemble_size
         self.processing_resolution = processing_resolution
@@ -94,6 +95,7 @@ class PipelinePredictor:
             ensemble_size=self.ensemble_size,
             processing_resolution=self.processing_resolution,
             fov_deg=fovs,
+            batch_size=len(rgbs) * self.ensemble_size,
             generator=torch.Generator().manual_seed(self.seed),
         )
         return output.prediction[..., 0]

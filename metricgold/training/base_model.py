@@ -19,7 +19,7 @@ from torch import Tensor
 from metricgold.config import BaseModelConfig, ProfileConfig
 from metricgold.errors import UserError
 from metricgold.files import replaced_folder, write_json
-from metricgold.model import EMBED_FILE, LOADING, build_toy_unet, build_toy_vae, vae_factor
+from metricgold.model import LOADING, build_toy_unet, build_toy_vae, vae_factor
 from metricgold.training import checkpoint
 from metricgold.training.accelerator import (
     default_device,
@@ -39,6 +39,7 @@ from metricgold.training.loader import Batch
 from metricgold.training.loop import Objective, Run, train
 from metricgold.workspace import Workspace
 
+EMBED_FILE = "empty_text_embed.safetensors"
 SOURCE_FILE = "source.json"
 
 

@@ -195,11 +195,7 @@ class LatentBank:
 
 
 class LatentBatches:
-    """Micro-batches of cached rows of one dataset each: their arrays ``keys``.
-
-    Args:
-        augmented_share: of the micro-batches; the last ones hold frames as they are.
-    """
+    """Micro-batches of cached rows of one dataset each: their arrays ``keys``."""
 
     def __init__(
         self,
@@ -208,19 +204,13 @@ class LatentBatches:
         optimizer: OptimizerConfig,
         salt: int,
         keys: tuple[str, ...],
-        augmented_share: float = 1.0,
     ) -> None:
         self._banks, self._keys = banks, keys
-        self._variants = config.cache_latents.variants
-        self._augmented = round(augmented_share * optimizer.steps * optimizer.accumulation)
         self._sampler = mixing_sampler(config, banks, optimizer, salt)
 
     def __getitem__(self, number: int) -> Batch:
         name, indices = self._sampler.batch(number)
-        bank = self._banks[name]
-        if number >= self._augmented:
-            indices = indices % (len(bank) // self._variants)  # the first variant's rows come first
-        return bank.batch(indices, self._keys)
+        return self._banks[name].batch(indices, self._keys)
 
 
 def open_latents(config: ProfileConfig, workspace: Workspace) -> dict[str, LatentBank]:

@@ -215,18 +215,24 @@ def train(run: Run) -> dict[str, float]:
         if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
             _save(run, step + 1, _state(run, optimizer, average, accelerator, rows, window))
     bar.close()
-    for tracker in accelerator.trackers:
-        tracker.finish()
     average.apply()
-    if network is not given:
-        given.load_state_dict(sharding.whole(network.state_dict()))
-        run.objective.network = given.to(accelerator.device)
+    _finish(run, accelerator, given)
     if is_main():
         _write_curve(run.curve, rows)
         seconds = time.perf_counter() - began
         waited = f"{loader.waited_s:.1f} s of them waiting for data"
         print(f"{run.name}: {config.steps - start} steps in {seconds:.1f} s, {waited}", flush=True)
     return rows[-1] if rows else {}
+
+
+def _finish(run: Run, accelerator: Accelerator, given: nn.Module) -> None:
+    """Close the trackers; a divided network's weights go back to the one that was ``given``."""
+    for tracker in accelerator.trackers:
+        tracker.finish()
+    trained = run.objective.network
+    if trained is not given:
+        given.load_state_dict(sharding.whole(trained.state_dict()))
+        run.objective.network = given.to(accelerator.device)
 
 
 def _placed(run: Run, accelerator: Accelerator) -> nn.Module:

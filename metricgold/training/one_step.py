@@ -7,7 +7,6 @@ Garcia et al. 2024; their affine-invariant loss is replaced by one that keeps th
 
 from __future__ import annotations
 
-import dataclasses
 import json
 
 import torch
@@ -26,13 +25,13 @@ from metricgold.losses import (
     scale_aware_log_loss,
 )
 from metricgold.model import (
-    MetricGoldModel,
     decode_depth_norm,
     fov_features,
     one_step_start,
     predict_velocity,
     vae_factor,
 )
+from metricgold.pretrained import MetricGoldModel
 from metricgold.training import checkpoint
 from metricgold.training.accelerator import default_device, use_all_cores, written_by_main
 from metricgold.training.auxiliary import WithDepthHead, channel_weights
@@ -92,12 +91,11 @@ class _OneStep(Objective):
 
     network: UNet2DConditionModel
     empty_text_embed: Tensor
-    channel_weights: Tensor
     keys: tuple[str, ...]
 
     def __init__(self, model: MetricGoldModel, config: TrainOneStepConfig) -> None:
         super().__init__(model.unet)
-        self.config, self.codec = config, model.spec.codec
+        self.config, self.codec = config, model.codec
         self.register_buffer("empty_text_embed", model.empty_text_embed, persistent=False)
 
     def predict(self, batch: Batch, generator: torch.Generator) -> Tensor:
@@ -117,6 +115,7 @@ class LatentObjective(_OneStep):
     """
 
     network: UNet2DConditionModel | WithDepthHead
+    channel_weights: Tensor
     keys = ("rgb_latent", "fov_y_deg", "depth_norm", "valid_mask", "depth_latent", "latent_mask")
 
     def __init__(
@@ -201,7 +200,7 @@ def train_confidence(
         return
     torch.manual_seed(config.seed + 5)
     channels = model.image_vae.config.latent_channels
-    model.eval().confidence = ConfidenceHead(channels, section.confidence.width)
+    model.freeze().register_modules(confidence=ConfidenceHead(channels, section.confidence.width))
     model.to(default_device())
     objective, optimizer = ConfidenceObjective(model, section), section.confidence.optimizer
     train(
@@ -231,7 +230,7 @@ def run(config: ProfileConfig, workspace: Workspace) -> None:
     torch.manual_seed(config.seed)
     banks = open_latents(config, workspace)
     model = MetricGoldModel.from_pretrained(workspace.unet).to(default_device())
-    model.spec = dataclasses.replace(model.spec, num_inference_steps=1)
+    model.register_to_config(default_denoising_steps=1)
     unet = prepare_for_training(model.unet, section.lora)
     identity = json.dumps(
         [cache_hash(workspace), weights_hash(workspace.unet), section.model_dump(mode="json")]
@@ -249,17 +248,12 @@ def run(config: ProfileConfig, workspace: Workspace) -> None:
             unet.enable_gradient_checkpointing()
             model.depth_vae.enable_gradient_checkpointing()
         name = f"train_one_step ({phase})"
-        augmented_share = section.augmented_share
-        if phase == "depth" and augmented_share < 1:
-            augmented_share = 0.0
         train(
             Run(
                 name=name,
                 objective=objective,
                 optimizer=optimizer,
-                batches=LatentBatches(
-                    config, banks, optimizer, 15 + number, objective.keys, augmented_share
-                ),
+                batches=LatentBatches(config, banks, optimizer, 15 + number, objective.keys),
                 scratch=workspace.scratch(f"train_one_step_{phase}"),
                 seed=config.seed + 3 + number,
                 identity=identity,

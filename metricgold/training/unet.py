@@ -11,15 +11,15 @@ from torch import Tensor
 
 from metricgold.config import LoraConfig, ProfileConfig, TrainUnetConfig
 from metricgold.diffusion import add_noise, annealed_multires_noise, make_scheduler, velocity_target
+from metricgold.empty_text import EmptyText
 from metricgold.model import (
     LOADING,
-    MetricGoldModel,
-    ModelSpec,
     fov_features,
     predict_velocity,
     widen_conv_in,
     with_fov_embedding,
 )
+from metricgold.pretrained import MetricGoldModel
 from metricgold.training import checkpoint
 from metricgold.training.accelerator import default_device, use_all_cores, written_by_main
 from metricgold.training.base_model import BaseModel
@@ -49,14 +49,12 @@ def initial_model(config: ProfileConfig, workspace: Workspace) -> MetricGoldMode
         depth_vae=AutoencoderKL.from_pretrained(workspace.depth_vae, **LOADING),
         unet=unet,
         scheduler=make_scheduler(),
-        empty_text_embed=base.empty_text_embed,
-        spec=ModelSpec(
-            depth_min_m=config.codec.depth_min_m,
-            depth_max_m=config.codec.depth_max_m,
-            num_inference_steps=MULTI_STEPS,
-            processing_resolution=config.evaluate.processing_resolution,
-        ),
-    ).eval()
+        empty_text=EmptyText.of(base.empty_text_embed),
+        depth_min_m=config.codec.depth_min_m,
+        depth_max_m=config.codec.depth_max_m,
+        default_denoising_steps=MULTI_STEPS,
+        default_processing_resolution=config.evaluate.processing_resolution,
+    ).freeze()
 
 
 def prepare_for_training(

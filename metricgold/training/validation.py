@@ -18,8 +18,8 @@ from metricgold.config import ProfileConfig
 from metricgold.data.sample import Frame
 from metricgold.evaluation.metrics import depth_metrics
 from metricgold.evaluation.predictors import PipelinePredictor
-from metricgold.model import MetricGoldModel
 from metricgold.pipeline import MetricGoldPipeline
+from metricgold.pretrained import MetricGoldModel
 from metricgold.training.banks import open_banks
 from metricgold.workspace import Workspace
 
@@ -47,10 +47,10 @@ class Validation:
 
     def __call__(self, step: int) -> dict[str, float]:
         """Mean AbsRel of the frames with the present weights, which stay as they are."""
-        codec = self.model.spec.codec
+        codec = self.model.codec
         panels, errors = [], []
         with _for_inference(self.model.unet):
-            pipeline = MetricGoldPipeline(self.model)
+            pipeline = MetricGoldPipeline.of(self.model)
             for frame, long_side in self.frames:
                 predictor = PipelinePredictor(pipeline, processing_resolution=long_side)
                 prediction = predictor(frame.rgb, frame.intrinsics)

@@ -18,7 +18,6 @@ from metricgold.config import load_config
 from metricgold.data.procedural import render_scene
 from metricgold.diffusion import annealed_multires_noise
 from metricgold.geometry import hypersim_intrinsics, intrinsics_from_fov
-from metricgold.pipeline import MetricGoldPipeline
 from metricgold.training.base_model import PictureObjective
 from metricgold.training.loop import Objective
 from metricgold.training.one_step import LatentObjective, MetricObjective
@@ -32,7 +31,7 @@ FILE = Path(__file__).with_name("values.json")
 def pipeline_values() -> list[float]:
     """Depth [m] of a fixed picture by a fixed random model: one step, a slice of nine."""
     picture = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)
-    depth = MetricGoldPipeline(toy_model())(picture, fov_deg=60.0).prediction[0, ..., 0]
+    depth = toy_model()(picture, fov_deg=60.0).prediction[0, ..., 0]
     return [float(v) for v in depth[::7, ::11].ravel()[:9]]
 
 
@@ -68,7 +67,7 @@ def loss_values() -> list[float]:
     norm = noise(1, 24, 32).clamp(-1, 1)
     batch = {
         "rgb": noise(3, 24, 32).clamp(-1, 1),
-        "depth": torch.from_numpy(model.spec.codec.decode(norm.numpy())),
+        "depth": torch.from_numpy(model.codec.decode(norm.numpy())),
         "valid_mask": noise(1, 24, 32) > -1,
         "depth_norm": norm,
         "rgb_latent": noise(4, 12, 16),
@@ -80,7 +79,7 @@ def loss_values() -> list[float]:
     weights = torch.tensor([0.5, 1.0, 2.0, 0.5]).view(1, 4, 1, 1)
     objectives: list[Objective] = [
         PictureObjective(model.image_vae, config.base_model),
-        DepthObjective(model.depth_vae, model.spec.codec, config.train_vae),
+        DepthObjective(model.depth_vae, model.codec, config.train_vae),
         VelocityObjective(model, config.train_unet),
         LatentObjective(model, config.train_one_step, weights),
         MetricObjective(model, config.train_one_step),

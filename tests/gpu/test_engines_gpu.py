@@ -14,7 +14,7 @@ from export.onnx_export import export_checkpoint
 from export.runtime import open_session
 from export.trt_library import LIBRARIES, gpu_capability
 from metricgold.config import load_config
-from metricgold.model import ModelSpec, random_toy_model
+from metricgold.random_weights import random_toy_pipeline
 
 pytestmark = [
     pytest.mark.gpu,
@@ -28,11 +28,8 @@ def onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = load_config(ROOT / "params.yaml", "demo")
     toy = config.base_model.toy
     assert toy is not None
-    spec = ModelSpec(
-        depth_min_m=0.1, depth_max_m=80.0, num_inference_steps=1, processing_resolution=96
-    )
     folder = tmp_path_factory.mktemp("gpu")
-    random_toy_model(toy, spec).save_pretrained(folder / "model")
+    random_toy_pipeline(toy, default_processing_resolution=96).save_pretrained(folder / "model")
     export_checkpoint(folder / "model", folder / "onnx", config.export)
     return folder / "onnx"
 

@@ -16,7 +16,6 @@ from metricgold.evaluation.baselines import fit_constants, weighted_median
 from metricgold.evaluation.metrics import depth_metrics
 from metricgold.evaluation.predictors import ConstantPredictor, PipelinePredictor
 from metricgold.geometry import intrinsics_from_fov
-from metricgold.pipeline import MetricGoldPipeline
 
 CODEC = DepthCodec(0.1, 80.0)
 
@@ -85,7 +84,7 @@ def test_constant_predictor() -> None:
 
 
 def test_pipeline_predictor_takes_the_camera_from_k_unless_told_not_to() -> None:
-    pipeline = MetricGoldPipeline(toy_model(fov_matters=True))
+    pipeline = toy_model(fov_matters=True)
     rgb = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)
     camera = intrinsics_from_fov(70, 16, 24)
     fov = 2 * np.degrees(np.arctan(16 / (2 * camera[1, 1])))

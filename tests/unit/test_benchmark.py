@@ -148,7 +148,7 @@ def test_missing_model_and_missing_frames_are_named(
 ) -> None:
     with pytest.raises(benchmark.EvaluationError, match="virtual_kitti: no train frame"):
         benchmark.run(config, workspace, "virtual_kitti")
-    (workspace.model / "metricgold.json").unlink()
+    (workspace.model / "model_index.json").unlink()
     with pytest.raises(CheckpointError, match="no MetricGold checkpoint"):
         benchmark.run(config, workspace, "hypersim")
     assert not (workspace.predictions / "hypersim").exists()

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from toy import SPEC, TOY, toy_model
+from toy import TOY, toy_model
 
 from export import onnx_export
 from export.components import build_components, example_inputs
@@ -35,8 +35,8 @@ from metricgold.model import (
     decode_depth_norm,
     encode,
     predict_velocity,
-    random_toy_model,
 )
+from metricgold.random_weights import random_toy_pipeline
 from metricgold.workspace import Workspace
 
 ROOT = Path(__file__).parents[2]
@@ -65,7 +65,7 @@ def test_modules_equal_the_models_functions() -> None:
     )
     torch.testing.assert_close(modules[UNET_STEP.name](*step.values()), expected)
     latent = inputs[DEPTH_DECODER.name]["depth_latent"]
-    depth = model.spec.codec.decode(decode_depth_norm(model.depth_vae, latent))
+    depth = model.codec.decode(decode_depth_norm(model.depth_vae, latent))
     torch.testing.assert_close(modules[DEPTH_DECODER.name](latent), depth)
 
 
@@ -194,7 +194,7 @@ def test_latents_of_another_width_are_exported_and_run(
     """Newer autoencoders have 16 channels: all three graphs and the rays follow the checkpoint."""
     ws = Workspace(tmp_path)
     wide = TOY.model_copy(update={"latent_channels": 6})
-    random_toy_model(wide, SPEC).save_pretrained(ws.model)
+    random_toy_pipeline(wide).save_pretrained(ws.model)
     manifest = export_checkpoint(ws.model, ws.onnx, export_config)
     assert manifest.grid == LatentGrid(factor=2, channels=6)
     assert manifest.components[VAE_ENCODER.name].output == {

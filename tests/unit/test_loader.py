@@ -106,22 +106,6 @@ def written_cache(folder: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_the_last_micro_batches_hold_frames_as_they_are(tmp_path: Path, share: float) -> None:
-    """Of two variants a frame: rows 0 to 9 are not augmented, row r + 10 is of the same frame."""
-    banks = {"hypersim": LatentBank(written_cache(tmp_path), "these")}
-    config = load_config("params.yaml", "smoke")
-    keys = ("fov_y_deg",)
-    ordinary = LatentBatches(config, banks, OPTIMIZER, 3, keys)
-    rows = LatentBatches(config, banks, OPTIMIZER, 3, keys, augmented_share=share)
-    assert config.cache_latents.variants == 2
-    for number in range(20):
-        expected = ordinary[number]["fov_y_deg"]
-        if number >= share * 20:
-            expected = expected % 10
-        assert torch.equal(rows[number]["fov_y_deg"], expected)
-
-
 @pytest.mark.parametrize("limit", [0, 1 << 20])
 def test_latents_are_the_same_with_any_number_of_processes(tmp_path: Path, limit: int) -> None:
     bank = LatentBank(written_cache(tmp_path), "these", memory_limit_bytes=limit)

@@ -11,11 +11,12 @@ from toy import toy_model
 
 from metricgold.config import LoraConfig
 from metricgold.errors import UserError
-from metricgold.model import MetricGoldModel, fov_features, predict_velocity
+from metricgold.model import fov_features, predict_velocity
+from metricgold.pipeline import MetricGoldPipeline
 from metricgold.training.lora import WHOLE, add_lora, merge_lora
 
 
-def velocity(model: MetricGoldModel) -> Tensor:
+def velocity(model: MetricGoldPipeline) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     rgb, depth = (torch.randn(1, 4, 6, 8, generator=generator) for _ in range(2))
     fov = fov_features(torch.tensor([50.0]))
@@ -56,6 +57,7 @@ def test_nothing_to_merge_is_fine() -> None:
 
 
 def test_without_peft_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    unet = toy_model().unet
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(UserError, match=r"pip install 'metricgold\[lora\]'"):
-        add_lora(toy_model().unet, LoraConfig())
+        add_lora(unet, LoraConfig())

@@ -11,13 +11,12 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from toy import SPEC, TOY, toy_model
+from toy import LONG_SIDE, TOY, toy_model
 
 from metricgold.geometry import ray_latent
 from metricgold.model import (
     FOV_FEATURES,
     CheckpointError,
-    MetricGoldModel,
     build_toy_unet,
     decode_depth_norm,
     encode,
@@ -25,9 +24,10 @@ from metricgold.model import (
     fov_features,
     one_step_start,
     predict_velocity,
-    random_toy_model,
     widen_conv_in,
 )
+from metricgold.pipeline import MetricGoldPipeline
+from metricgold.random_weights import random_toy_pipeline
 
 TIMESTEPS = torch.tensor([10, 999])
 
@@ -37,7 +37,7 @@ def inputs(channels: int = 4) -> tuple[Tensor, Tensor]:
     return tuple(torch.randn(2, channels, 6, 8, generator=generator) for _ in range(2))
 
 
-def velocity(model: MetricGoldModel, fov: Tensor) -> Tensor:
+def velocity(model: MetricGoldPipeline, fov: Tensor) -> Tensor:
     rgb, depth = inputs()
     with torch.no_grad():
         return predict_velocity(model.unet, rgb, depth, TIMESTEPS, model.empty_text_embed, fov)
@@ -114,8 +114,10 @@ def test_encode_is_the_scaled_posterior_mean_and_decode_undoes_the_scale() -> No
 def test_save_and_load_give_identical_outputs(tmp_path: Path) -> None:
     model = toy_model(seed=5, fov_matters=True)
     model.save_pretrained(tmp_path / "model")
-    loaded = MetricGoldModel.from_pretrained(tmp_path / "model")
-    assert loaded.spec == SPEC
+    loaded = MetricGoldPipeline.from_pretrained(tmp_path / "model")
+    assert loaded.codec == model.codec
+    assert loaded.default_denoising_steps == 1
+    assert loaded.default_processing_resolution == LONG_SIDE
     for part in ("image_vae", "depth_vae", "unet"):
         saved, read = getattr(model, part).state_dict(), getattr(loaded, part).state_dict()
         assert saved.keys() == read.keys()
@@ -129,30 +131,33 @@ def test_save_and_load_give_identical_outputs(tmp_path: Path) -> None:
         torch.testing.assert_close(encode(loaded.image_vae, image), encode(model.image_vae, image))
     assert torch.equal(loaded.scheduler.alphas_cumprod, model.scheduler.alphas_cumprod)
     weights = [p for p in (tmp_path / "model").rglob("*") if p.is_file()]
-    assert {p.suffix for p in weights} == {".json", ".safetensors"}
+    assert {p.suffix for p in weights} == {".json", ".safetensors", ".md"}
+    index = json.loads((tmp_path / "model" / "model_index.json").read_text())
+    assert index["_class_name"] == "MetricGoldPipeline"
+    assert str(tmp_path) not in json.dumps(index)
 
 
 def test_random_model_is_reproducible_and_leaves_the_global_state() -> None:
     torch.manual_seed(1)
     expected = torch.rand(1)
     torch.manual_seed(1)
-    first = random_toy_model(TOY, SPEC, seed=7)
+    first = random_toy_pipeline(TOY, seed=7)
     assert torch.equal(torch.rand(1), expected)
-    second = random_toy_model(TOY, SPEC, seed=7)
+    second = random_toy_pipeline(TOY, seed=7)
     fov = torch.zeros(2, FOV_FEATURES)
     assert torch.equal(velocity(first, fov), velocity(second, fov))
 
 
 def test_a_missing_checkpoint_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
-        MetricGoldModel.from_pretrained(tmp_path / "nowhere")
+        MetricGoldPipeline.from_pretrained(tmp_path / "nowhere")
     message = str(caught.value)
     assert str(tmp_path / "nowhere") in message
     assert "dvc pull" in message
     assert "\n" not in message
 
 
-@pytest.mark.parametrize("damage", ["no unet", "cut weights", "spec is not json", "spec key"])
+@pytest.mark.parametrize("damage", ["no unet", "cut weights", "index is not json", "no part"])
 def test_a_damaged_checkpoint_is_one_clear_line(tmp_path: Path, damage: str) -> None:
     toy_model().save_pretrained(tmp_path)
     weights = next((tmp_path / "depth_vae").glob("*.safetensors"))
@@ -160,11 +165,12 @@ def test_a_damaged_checkpoint_is_one_clear_line(tmp_path: Path, damage: str) -> 
         shutil.rmtree(tmp_path / "unet")
     elif damage == "cut weights":
         weights.write_bytes(weights.read_bytes()[:-100])
-    elif damage == "spec is not json":
-        (tmp_path / "metricgold.json").write_text("{")
+    elif damage == "index is not json":
+        (tmp_path / "model_index.json").write_text("{")
     else:
-        spec = json.loads((tmp_path / "metricgold.json").read_text()) | {"colour": 1}
-        (tmp_path / "metricgold.json").write_text(json.dumps(spec))
+        index = json.loads((tmp_path / "model_index.json").read_text())
+        del index["unet"]
+        (tmp_path / "model_index.json").write_text(json.dumps(index))
     with pytest.raises(CheckpointError, match="cannot be read") as caught:
-        MetricGoldModel.from_pretrained(tmp_path)
+        MetricGoldPipeline.from_pretrained(tmp_path)
     assert "\n" not in str(caught.value)

@@ -32,7 +32,7 @@ def session(exported: Workspace) -> DepthSession:
 
 @pytest.fixture(scope="module")
 def pipeline() -> MetricGoldPipeline:
-    return MetricGoldPipeline(toy_model(fov_matters=True))
+    return toy_model(fov_matters=True)
 
 
 def picture(height: int = 37, width: int = 50) -> NDArray[np.uint8]:
@@ -99,7 +99,7 @@ def test_ensemble_equals_the_pipeline(
 ) -> None:
     rgb = picture()
     generator = torch.Generator().manual_seed(3)
-    expected = pipeline(rgb, 2, ensemble_size=members, generator=generator)
+    expected = pipeline(rgb, 2, ensemble_size=members, generator=generator, output_uncertainty=True)
     latents = noise(session, rgb, members)
     actual = session.infer(rgb, steps=2, ensemble_size=members, initial_latents=latents)
     assert expected.uncertainty is not None
@@ -108,6 +108,26 @@ def test_ensemble_equals_the_pipeline(
     np.testing.assert_allclose(
         actual.uncertainty, expected.uncertainty[0, ..., 0], rtol=1e-3, atol=1e-3
     )
+
+
+@pytest.mark.parametrize("members", [2, 6])
+def test_ensemble_of_one_step_equals_the_pipeline(
+    session: DepthSession, pipeline: MetricGoldPipeline, members: int
+) -> None:
+    rgb = picture(40, 61)
+    options = {"ensemble_size": members, "fov_deg": 60.0}
+    expected = pipeline(rgb, output_uncertainty=True, **options)
+    actual = session.infer(rgb, **options)
+    assert actual.uncertainty is not None
+    np.testing.assert_allclose(actual.depth, expected.prediction[0, ..., 0], rtol=1e-3)
+    np.testing.assert_allclose(
+        actual.uncertainty, expected.uncertainty[0, ..., 0], rtol=1e-3, atol=1e-3
+    )
+
+
+def test_one_step_has_six_views(session: DepthSession) -> None:
+    with pytest.raises(InferenceError, match=r"ensemble_size is 7: .* at most 6 views"):
+        session.infer(picture(), ensemble_size=7)
 
 
 def test_seed_decides_the_noise(session: DepthSession) -> None:

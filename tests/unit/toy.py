@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from metricgold.config import ToyModelConfig
-from metricgold.model import MetricGoldModel, ModelSpec, random_toy_model
+from metricgold.pipeline import MetricGoldPipeline
+from metricgold.random_weights import random_toy_pipeline
 
 TOY = ToyModelConfig(
     vae_channels=(4, 8),
@@ -17,12 +18,13 @@ TOY = ToyModelConfig(
     cross_attention_dim=8,
     norm_groups=4,
 )
-SPEC = ModelSpec(depth_min_m=0.1, depth_max_m=80.0, num_inference_steps=1, processing_resolution=24)
+LONG_SIDE = 24
 
 
-def toy_model(seed: int = 0, fov_matters: bool = False) -> MetricGoldModel:
+def toy_model(seed: int = 0, fov_matters: bool = False) -> MetricGoldPipeline:
     """Random weights; size multiple 4. ``fov_matters`` gives the FOV embedding an effect."""
-    model = random_toy_model(TOY, SPEC, seed)
+    model = random_toy_pipeline(TOY, seed, default_processing_resolution=LONG_SIDE)
+    model.set_progress_bar_config(disable=True)
     if fov_matters:
         generator = torch.Generator().manual_seed(seed)
         weight = model.unet.class_embedding.linear_2.weight

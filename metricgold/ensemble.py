@@ -1,0 +1,108 @@
+"""Several predictions of a picture: from what each starts, and how they become one in metres."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from metricgold.views import views
+
+Size = tuple[int, int]
+Reduction = Literal["median", "mean"]
+REDUCTIONS: tuple[Reduction, ...] = ("median", "mean")
+Generators = torch.Generator | Sequence[torch.Generator] | None
+
+
+@dataclass(frozen=True)
+class View:
+    """One prediction to make: of which picture, worked at which size, from which start."""
+
+    picture: int
+    size: Size
+    mirrored: bool = False
+    start: Tensor | None = None
+    """Noise or another latent [C, h, w]; None: the camera's rays."""
+
+
+def views_of_rays(
+    sizes: Sequence[Size], count: int, scaled: Callable[[Size, float], Size]
+) -> list[View]:
+    """``count`` views of every picture for a model without noise.
+
+    Raises:
+        ValueError: there are not that many, see :func:`metricgold.views.views`.
+    """
+    return [
+        View(index, scaled(size, scale), mirrored)
+        for index, size in enumerate(sizes)
+        for scale, mirrored in views(count)
+    ]
+
+
+def views_of_noise(
+    sizes: Sequence[Size],
+    count: int,
+    latent_shape: Callable[[Size], tuple[int, int, int]],
+    generators: Generators,
+    shared: bool,
+) -> list[View]:
+    """``count`` views of every picture from noise, drawn picture by picture.
+
+    So it does not depend on how many predictions are made at once. With ``shared`` every picture
+    of the first one's size has the first one's noise.
+
+    Raises:
+        ValueError: a list of generators without one for each picture.
+    """
+    if isinstance(generators, Sequence) and len(generators) != len(sizes):
+        raise ValueError(f"{len(generators)} generators for {len(sizes)} pictures")
+    found: list[View] = []
+    for index, size in enumerate(sizes):
+        generator = generators[index] if isinstance(generators, Sequence) else generators
+        for member in range(count):
+            if shared and index and size == sizes[0]:
+                start = found[member].start
+            else:
+                device = None if generator is None else generator.device
+                start = torch.randn(latent_shape(size), generator=generator, device=device)
+            found.append(View(index, size, start=start))
+    return found
+
+
+def views_of_latents(
+    sizes: Sequence[Size],
+    count: int,
+    latent_shape: Callable[[Size], tuple[int, int, int]],
+    latents: Tensor,
+) -> list[View]:
+    """Views that start from ``latents`` [N * count, C, h, w], a picture's members together.
+
+    Raises:
+        ValueError: they have another shape.
+    """
+    expected = {(len(sizes) * count, *latent_shape(size)) for size in sizes}
+    if expected != {tuple(latents.shape)}:
+        shapes = " and ".join(str(list(shape)) for shape in sorted(expected))
+        raise ValueError(f"latents are {list(latents.shape)}, expected {shapes}")
+    return [View(i // count, sizes[i // count], start=x) for i, x in enumerate(latents)]
+
+
+def fuse(
+    depth_norm: Tensor, log_range: float, reduction: Reduction = "median"
+) -> tuple[Tensor, Tensor]:
+    """Members [E, H, W] in log-depth in [-1, 1] to one [H, W] and its relative error [H, W].
+
+    No scale or shift is aligned. The relative error is the members' median absolute deviation
+    (of the mean: their standard deviation) in ln d; times depth it is an uncertainty in metres.
+    """
+    if reduction == "mean":
+        fused = depth_norm.mean(dim=0)
+        spread = (depth_norm - fused).square().mean(dim=0).sqrt()
+    else:
+        fused = depth_norm.median(dim=0).values
+        spread = (depth_norm - fused).abs().median(dim=0).values
+    return fused, spread * (log_range / 2.0)
