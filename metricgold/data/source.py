@@ -121,6 +121,7 @@ def _mirrored_files(
     with open_mirrors(settings.mirrors, None) as mirrors, Transfer(config.download) as transfer:
 
         def ask(file: RemoteFile) -> SourceFile:
+            """What its server says of a file."""
             size = _upstream_size(transfer, mirrors, file)
             known = [n for n in (size, file.expected_bytes) if n is not None]
             return _source_file(file, size, None, min(known, default=0))

@@ -97,6 +97,7 @@ class Transfer:
         """
 
         def attempt() -> int | None:
+            """One question for the size."""
             response = self._client.head(url)
             if response.status_code in (405, 501):
                 return None
@@ -111,6 +112,7 @@ class Transfer:
         """A small file's bytes."""
 
         def attempt() -> bytes:
+            """One download of the whole file."""
             response = self._client.get(url)
             _check_status(response, url)
             _refuse_page(url, response.headers.get("Content-Type", ""), response.content)
@@ -126,6 +128,7 @@ class Transfer:
         """
 
         def attempt() -> bytes:
+            """One download of the range."""
             headers = {"Range": f"bytes={start}-{stop - 1}"}
             with self._client.stream("GET", url, headers=headers) as response:
                 _check_status(response, url)
@@ -204,6 +207,7 @@ class Transfer:
 
     def _retry(self, url: str, attempt: Callable[[], _T]) -> _T:
         def guarded() -> _T:
+            """An attempt in its turn, unless all are to stop."""
             self._check_stopped(url)
             try:
                 with self._turn(url):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import MarigoldDepthPipeline
+from PIL import Image
 from torch import Tensor
 from toy import toy_model
 
@@ -122,6 +125,149 @@ def test_ensemble_is_the_median_in_log_depth(pipeline: MetricGoldPipeline) -> No
     assert fused.uncertainty.shape == fused.prediction.shape
     assert (fused.uncertainty >= 0).all()
     assert fused.uncertainty.mean() > 0
+
+
+def test_mixed_sizes_in_one_call(pipeline: MetricGoldPipeline) -> None:
+    pictures = [picture(16, 24, 1), picture(50, 20, 2), picture(16, 24, 3)]
+    fovs = [40.0, None, 70.0]
+    out = pipeline(pictures, fov_deg=fovs, batch_size=3, output_latent=True)
+    assert [p.shape for p in out.prediction] == [(16, 24, 1), (50, 20, 1), (16, 24, 1)]
+    assert [x.shape for x in out.latent] == [(4, 8, 12), (4, 12, 4), (4, 8, 12)]
+    for one, rgb, fov in zip(out.prediction, pictures, fovs, strict=True):
+        alone = pipeline(rgb, fov_deg=fov).prediction[0]
+        np.testing.assert_allclose(one, alone, rtol=1e-4)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 50])
+def test_the_batch_size_does_not_matter(pipeline: MetricGoldPipeline, batch_size: int) -> None:
+    """Within the tolerance that the docs state: 1e-4 of the depth in float32."""
+    pictures = [picture(16, 24, 1), picture(20, 24, 2), picture(16, 24, 3)]
+    options: dict[str, Any] = {"num_inference_steps": 2, "ensemble_size": 2}
+    expected = pipeline(pictures, generator=seeded(7), **options).prediction
+    found = pipeline(pictures, generator=seeded(7), batch_size=batch_size, **options).prediction
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4)
+
+
+def test_one_step_ensembles_see_the_picture_mirrored_and_in_other_sizes(
+    pipeline: MetricGoldPipeline,
+) -> None:
+    rgb, fov = picture(16, 24), 60.0
+    mirrored = pipeline(rgb[:, ::-1], fov_deg=fov).prediction[:, :, ::-1]
+    plain = pipeline(rgb, fov_deg=fov).prediction
+    pair = pipeline(rgb, fov_deg=fov, ensemble_size=2, output_uncertainty=True)
+    np.testing.assert_allclose(pair.prediction, np.minimum(plain, mirrored), rtol=1e-4)  # lower
+    mean = pipeline(
+        rgb, fov_deg=fov, ensemble_size=2, ensembling_kwargs={"reduction": "mean"}
+    ).prediction
+    np.testing.assert_allclose(mean, np.sqrt(plain * mirrored), rtol=1e-4)
+    many = pipeline(rgb, fov_deg=fov, ensemble_size=6, output_uncertainty=True)
+    assert many.uncertainty.mean() > 0
+    np.testing.assert_array_equal(
+        many.prediction, pipeline(rgb, fov_deg=fov, ensemble_size=6, batch_size=6).prediction
+    )
+    with pytest.raises(ValueError, match="at most 6 views"):
+        pipeline(rgb, ensemble_size=7)
+
+
+def test_latents_and_shared_noise(pipeline: MetricGoldPipeline) -> None:
+    latents = torch.randn(4, 4, 8, 12, generator=seeded(1))
+    pictures = [picture(seed=1), picture(seed=2)]
+    given = pipeline(pictures, 2, ensemble_size=2, latents=latents).prediction
+    drawn = pipeline(pictures, 2, ensemble_size=2, generator=seeded(1)).prediction
+    assert not np.allclose(given, pipeline(pictures, 2, ensemble_size=2).prediction)
+    generator = seeded(1)  # draws one latent after the other
+    one_by_one = torch.stack([torch.randn(4, 8, 12, generator=generator) for _ in range(4)])
+    np.testing.assert_array_equal(
+        drawn, pipeline(pictures, 2, ensemble_size=2, latents=one_by_one).prediction
+    )
+    same = pipeline([pictures[0]] * 2, 2, generator=seeded(1), shared_noise=True).prediction
+    np.testing.assert_allclose(same[0], same[1], rtol=1e-4)
+    other = pipeline([pictures[0]] * 2, 2, generator=seeded(1)).prediction
+    assert not np.allclose(other[0], other[1], rtol=1e-3)
+    own = pipeline(pictures, 2, generator=[seeded(1), seeded(1)]).prediction
+    np.testing.assert_allclose(own[0], same[0], rtol=1e-4)
+
+
+def test_output_types(pipeline: MetricGoldPipeline) -> None:
+    array = pipeline(picture()).prediction
+    tensor = pipeline(picture(), output_type="pt").prediction
+    assert tensor.shape == (1, 1, 16, 24)
+    np.testing.assert_array_equal(tensor[:, 0].numpy(), array[..., 0])
+    prediction, uncertainty, latent = pipeline(picture(), return_dict=False)
+    np.testing.assert_array_equal(prediction, array)
+    assert uncertainty is None
+    assert latent is None
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"num_inference_steps": 0}, "num_inference_steps must be 1 or more, got 0"),
+        ({"ensemble_size": 0}, "ensemble_size must be 1 or more"),
+        ({"processing_resolution": -1}, "processing_resolution must be 0 or more"),
+        ({"batch_size": 0}, "batch_size must be 1 or more"),
+        ({"output_type": "pil"}, "output_type must be one of np, pt, got 'pil'"),
+        ({"resample_method_input": "lanczos"}, "resample_method_input must be one of nearest"),
+        ({"resample_method_output": ""}, "resample_method_output must be one of nearest"),
+        ({"ensembling_kwargs": {"tol": 1}}, "ensembling_kwargs key tol must be one of reduction"),
+        ({"ensembling_kwargs": {"reduction": "max"}}, "reduction must be one of median, mean"),
+        ({"output_uncertainty": True}, "needs ensemble_size > 1"),
+        ({"latents": torch.zeros(1, 4, 8, 11)}, r"are \[1, 4, 8, 11\], expected \[1, 4, 8, 12\]"),
+        ({"latents": torch.zeros(1, 4, 8, 12), "generator": seeded()}, "exclude each other"),
+        ({"num_inference_steps": 2, "generator": []}, "0 generators for 1 pictures"),
+        ({"fov_deg": 200}, "fov_deg must lie"),
+    ],
+)
+def test_an_impossible_option_is_told(
+    pipeline: MetricGoldPipeline, options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        pipeline(picture(), **options)
+
+
+def test_the_camera_that_was_used_is_told(pipeline: MetricGoldPipeline, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0xA405] = 28
+    Image.fromarray(picture()).save(tmp_path / "a.jpg", exif=exif)
+    out = pipeline([tmp_path / "a.jpg", picture()])
+    assert [c.source for c in out.cameras] == ["EXIF", "unknown"]
+    given = pipeline(tmp_path / "a.jpg", fov_deg=out.cameras[0].fov_deg)
+    np.testing.assert_allclose(out.prediction[0], given.prediction[0], rtol=1e-4)
+
+
+def test_code_for_marigold_runs(pipeline: MetricGoldPipeline) -> None:
+    """Every argument of diffusers' pipeline exists here, in the same place, with its default."""
+    theirs = list(inspect.signature(MarigoldDepthPipeline.__call__).parameters.values())
+    ours = list(inspect.signature(MetricGoldPipeline.__call__).parameters.values())
+    assert [(p.name, p.default) for p in ours[: len(theirs)]] == [
+        (p.name, p.default) for p in theirs
+    ]
+    depth = pipeline(
+        Image.fromarray(picture()), 2, 3, None, True, "bilinear", "nearest", 4,
+        {"reduction": "mean"}, None, seeded(), "np", True, True,
+    )  # fmt: skip
+    assert depth.prediction.shape == depth.uncertainty.shape == (1, 16, 24, 1)
+    assert depth.latent.shape == (3, 4, 8, 12)
+
+
+def test_progress_can_be_turned_off(capsys: pytest.CaptureFixture[str]) -> None:
+    pipeline = toy_model()
+    pipeline.set_progress_bar_config(disable=False)
+    pipeline(picture())
+    assert "1/1" in capsys.readouterr().err
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline(picture())
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_near_and_metres_are_float32(dtype: torch.dtype) -> None:
+    expected = toy_model(fov_matters=True)(picture(), fov_deg=50).prediction
+    found = toy_model(fov_matters=True).to(dtype)(picture(), fov_deg=50).prediction
+    assert found.dtype == np.float32
+    assert np.isfinite(found).all()
+    assert np.median(np.abs(found / expected - 1)) < 0.05
 
 
 def test_loading(tmp_path: Path) -> None:
