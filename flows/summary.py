@@ -39,7 +39,15 @@ def example_inference(workspace: Workspace, arguments: list[str]) -> str:
         if known["inputs"] == digest.hexdigest():
             return str(known["output"])
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "export.trt_infer", *arguments, "--out", str(folder)]
+    command = [
+        sys.executable,
+        "-m",
+        "export.trt_infer",
+        *arguments,
+        "--out",
+        str(folder),
+        "--force",
+    ]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode != 0:
         raise UserError(f"example inference on {arguments[0]} failed; what it printed is above")

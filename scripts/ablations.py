@@ -212,12 +212,10 @@ def codec_of(variant: Variant) -> Iterator[None]:
     if variant.codec == "log":
         yield
         return
-    places = ("training.vae", "training.latents", "model", "evaluation.floor")
+    places = ("training.vae", "training.latents", "pretrained", "evaluation.floor")
     with contextlib.ExitStack() as stack:
         for place in places:
-            stack.enter_context(
-                mock.patch(f"metricgold.{place}.DepthCodec", LinearCodec, create=True)
-            )
+            stack.enter_context(mock.patch(f"metricgold.{place}.DepthCodec", LinearCodec))
         yield
 
 

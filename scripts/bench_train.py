@@ -31,25 +31,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from metricgold.config import OptimizerConfig, ProfileConfig, load_config
-from metricgold.diffusion import make_scheduler
-from metricgold.empty_text import EmptyText
-from metricgold.full_size import SD2_TEXT_TOKENS, SD2_UNET, SD2_VAE
-from metricgold.model import (
-    build_toy_unet,
-    build_toy_vae,
-    encode,
-    encode_depth_norm,
-    vae_factor,
-    widen_conv_in,
-    with_fov_embedding,
-)
+from metricgold.model import encode, encode_depth_norm, vae_factor
 from metricgold.pretrained import MetricGoldModel
 from metricgold.progress import progress_bar
+from metricgold.random_weights import random_full_size_pipeline, random_toy_pipeline
 from metricgold.training.accelerator import default_device, make_accelerator, use_all_cores
 from metricgold.training.loader import Batch
 from metricgold.training.loop import Average, Objective, compile_network, micro_batch_generator
@@ -100,24 +89,11 @@ class MarigoldObjective(VelocityObjective):
 
 def build(config: ProfileConfig, toy: bool) -> MetricGoldModel:
     """All networks with random weights."""
-    torch.manual_seed(0)
-    if toy:
-        assert config.base_model.toy is not None
-        vaes = [build_toy_vae(config.base_model.toy) for _ in range(2)]
-        unet = build_toy_unet(config.base_model.toy)
-    else:
-        vaes = [AutoencoderKL(**SD2_VAE) for _ in range(2)]
-        unet = with_fov_embedding(UNet2DConditionModel(**SD2_UNET))
-    text = torch.randn(1, SD2_TEXT_TOKENS, unet.config.cross_attention_dim)
-    return MetricGoldModel(
-        image_vae=vaes[0],
-        depth_vae=vaes[1],
-        unet=widen_conv_in(unet),
-        scheduler=make_scheduler(),
-        empty_text=EmptyText.of(text),
-        depth_min_m=config.codec.depth_min_m,
-        depth_max_m=config.codec.depth_max_m,
-    )
+    limits = {name: getattr(config.codec, name) for name in ("depth_min_m", "depth_max_m")}
+    if not toy:
+        return random_full_size_pipeline(**limits)
+    assert config.base_model.toy is not None
+    return random_toy_pipeline(config.base_model.toy, **limits)
 
 
 def make_batch(model: MetricGoldModel, size: tuple[int, int], micro_batch: int) -> Batch:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import os
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from export import depth_files, trt_infer
-from export.depth_files import OutputError, colour_picture, depth_to_millimetres, write_depth
-from export.runtime import InferenceError
+from export import trt_infer
 from metricgold.errors import run_cli
+from metricgold.outputs import FORMATS
 from metricgold.workspace import Workspace
 
 RGB = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
@@ -42,18 +40,23 @@ def outputs(folder: Path = Path("outputs")) -> list[str]:
     return sorted(p.name for p in folder.iterdir()) if folder.exists() else []
 
 
-def test_all_three_files_and_the_summary(infer: Infer, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_files_and_the_summary(infer: Infer, capsys: pytest.CaptureFixture[str]) -> None:
     Image.fromarray(RGB).save("photo.png")
     assert infer("photo.png") == 0
-    assert outputs() == ["photo_depth.npy", "photo_depth_colour.png", "photo_depth_mm.png"]
+    assert outputs() == [
+        "photo_depth.npy",
+        "photo_depth_16bit.json",
+        "photo_depth_16bit.png",
+        "photo_depth_colour.png",
+    ]
     depth = np.load("outputs/photo_depth.npy")
     assert depth.dtype == np.float32
     assert depth.shape == (30, 40)
-    with Image.open("outputs/photo_depth_mm.png") as picture:
+    with Image.open("outputs/photo_depth_16bit.png") as picture:
         assert picture.mode == "I;16"
-        millimetres = np.asarray(picture)
-    inside = depth < 65.5
-    np.testing.assert_allclose(millimetres[inside] / 1000, depth[inside], atol=5.1e-4)
+        steps = np.asarray(picture)
+    unit = json.loads(Path("outputs/photo_depth_16bit.json").read_text())["metres_per_step"]
+    np.testing.assert_allclose(steps * unit, depth, atol=0.51 * unit)
     with Image.open("outputs/photo_depth_colour.png") as picture:
         assert picture.mode == "RGB"
         assert picture.height > picture.width * 30 / 40  # the scale bar lies below
@@ -64,13 +67,23 @@ def test_all_three_files_and_the_summary(infer: Infer, capsys: pytest.CaptureFix
         f"median {np.median(depth):.2f} m",
         f"max {depth.max():.2f} m",
         "onnxruntime-cpu",
-        " s (",
+        " s in the networks, ",
         "field of view unknown",
         "wrote outputs",
     ):
         assert part in said.out
-    assert infer("photo.png") == 0
-    assert "replaced outputs" in capsys.readouterr().out
+    assert infer("photo.png") == 1
+    assert "photo_depth.npy: exists already; name another --out or add --force" in (
+        capsys.readouterr().err
+    )
+    assert infer("photo.png", "--force") == 0
+
+
+def test_every_format(infer: Infer) -> None:
+    Image.fromarray(RGB).save("photo.png")
+    assert infer("photo.png", "--fov-deg", "60", "--format", "all", "--ensemble", "2") == 0
+    endings = {ending for form in FORMATS.values() for ending in form.endings}
+    assert set(outputs()) == {f"photo{ending}" for ending in endings}
 
 
 def test_field_of_view_sources(infer: Infer, capsys: pytest.CaptureFixture[str]) -> None:
@@ -79,9 +92,9 @@ def test_field_of_view_sources(infer: Infer, capsys: pytest.CaptureFixture[str])
     Image.fromarray(RGB).save("photo.jpg", exif=exif)
     assert infer("photo.jpg") == 0
     assert "° from EXIF" in capsys.readouterr().out
-    assert infer("photo.jpg", "--fov-deg", "50") == 0
+    assert infer("photo.jpg", "--fov-deg", "50", "--force") == 0
     assert "50.0° from --fov-deg" in capsys.readouterr().out
-    assert infer("photo.jpg", "--focal-px", "15") == 0
+    assert infer("photo.jpg", "--focal-px", "15", "--force") == 0
     assert "90.0° from --focal-px" in capsys.readouterr().out
 
 
@@ -99,7 +112,7 @@ def test_ensemble_writes_its_uncertainty(infer: Infer) -> None:
     Image.fromarray(RGB).save("photo.png")
     assert infer("photo.png", "--ensemble", "3", "--steps", "2") == 0
     assert np.load("outputs/photo_uncertainty.npy").shape == (30, 40)
-    assert infer("photo.png") == 0
+    assert infer("photo.png", "--force") == 0
     assert "photo_uncertainty.npy" not in outputs(), "it belongs to an older result"
 
 
@@ -189,57 +202,13 @@ def test_missing_model_is_one_line(
     assert said.count("\n") == 1
 
 
-def test_saturation_is_counted() -> None:
-    depth = np.array([[0.0004, 1.2344, 65.535, 65.536, 80.0]], np.float32)
-    millimetres, saturated = depth_to_millimetres(depth)
-    assert millimetres.tolist() == [[0, 1234, 65535, 65535, 65535]]
-    assert saturated == 2
-
-
-def test_saturation_is_said(tmp_path: Path) -> None:
-    written = write_depth(tmp_path, "far", np.full((4, 5), 70.0, np.float32), None)
-    assert written.saturated == 20
-    assert "20 pixels beyond 65.535 m saturate" in trt_infer._files_line(written)
-    near = write_depth(tmp_path, "near", np.full((4, 5), 7.0, np.float32), None)
-    assert "saturate" not in trt_infer._files_line(near)
-
-
-def test_huge_results_get_a_small_colour_picture() -> None:
-    assert max(colour_picture(np.ones((1, 9000), np.float32)).shape) <= depth_files.PREVIEW_PX
-
-
-def test_nothing_half_written_when_the_disk_refuses(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*arguments: Any, **options: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Image.Image, "save", refuse)
-    with pytest.raises(OutputError, match="No space left"):
-        write_depth(tmp_path, "x", np.ones((4, 5), np.float32), None)
-    assert os.listdir(tmp_path) == []
-
-
-def test_out_that_is_a_file(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match="cannot be written"):
-        write_depth(tmp_path / "file", "x", np.ones((4, 5), np.float32), None)
-
-
-def test_field_of_view_from_focal_length() -> None:
-    fov = trt_infer.field_of_view(Path("x"), 200, 100, None, 100.0)
-    assert fov.degrees == pytest.approx(90.0)
-    with pytest.raises(InferenceError, match="--focal-px"):
-        trt_infer.field_of_view(Path("x"), 200, 100, None, -1.0)
-
-
 def test_genuine_pictures(infer: Infer, real_samples: Path) -> None:
     pictures = sorted(
         [*real_samples.glob("kitti/rgb/*.png"), *real_samples.glob("nyuv2/rgb/*.jpg")]
     )
     assert len(pictures) >= 4
     assert infer(*map(str, pictures)) == 0
-    assert len(outputs()) == 3 * len(pictures)
+    assert len(outputs()) == 4 * len(pictures)
     for path in pictures:
         with Image.open(path) as picture:
             assert np.load(f"outputs/{path.stem}_depth.npy").shape == picture.size[::-1]

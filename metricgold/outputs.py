@@ -1,0 +1,279 @@
+"""Predictions to files, in the formats people want them in; none is ever half-written.
+
+numpy and Pillow only, so that the torch-free runtime writes the same files.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from metricgold import point_cloud, visualize
+from metricgold.errors import UserError
+from metricgold.geometry import make_intrinsics
+
+ASSUMED_FOV_DEG = 55.0
+"""Vertical field of view for geometry where nothing is known of the camera."""
+
+PREVIEW_PX = 2048
+"""Longest side of colour pictures."""
+
+UNITS_M = (0.001, 0.002, 0.005, 0.01, 0.1, 1.0)
+"""Metres a step of a 16-bit picture may stand for; the finest in which nothing saturates."""
+
+Depth = NDArray[np.float32]
+Picture = NDArray[np.uint8]
+
+
+class OutputError(UserError):
+    """A result cannot be written; names the file and the reason."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What is known of one picture.
+
+    Attributes:
+        rgb: uint8 [H, W, 3].
+        depth: float32 [H, W] in metres.
+        uncertainty: as ``depth``, or None.
+        fov_deg: vertical field of view, or None if unknown.
+        depth_max_m: the model's farthest depth, or None: what is there may be farther, as sky is.
+    """
+
+    rgb: Picture
+    depth: Depth
+    uncertainty: Depth | None = None
+    fov_deg: float | None = None
+    depth_max_m: float | None = None
+
+    @property
+    def intrinsics(self) -> NDArray[np.floating]:
+        """Centred K [3, 3] of square pixels; of :data:`ASSUMED_FOV_DEG` if nothing is known."""
+        height, width = self.depth.shape
+        fov = ASSUMED_FOV_DEG if self.fov_deg is None else self.fov_deg
+        focal = height / (2.0 * math.tan(math.radians(fov) / 2.0))
+        return make_intrinsics(focal, focal, (width - 1) / 2.0, (height - 1) / 2.0)
+
+    @property
+    def valid_mask(self) -> NDArray[np.bool_]:
+        """Pixels with a depth that is not the farthest the model knows."""
+        mask = visualize.has_depth(self.depth)
+        return mask if self.depth_max_m is None else mask & (self.depth < 0.99 * self.depth_max_m)
+
+
+@dataclass(frozen=True)
+class Format:
+    """How the files of a format end, and what writes them (a path for each ending)."""
+
+    endings: tuple[str, ...]
+    write: Callable[[Prediction, Sequence[Path]], None]
+    about: str
+
+
+def depth_to_16_bit(depth: Depth) -> tuple[NDArray[np.uint16], float]:
+    """Depth [H, W] in metres to steps of a unit, and that unit in metres; 0 is no depth.
+
+    Raises:
+        OutputError: a depth is larger than any unit allows.
+    """
+    usable = visualize.has_depth(depth)
+    farthest = float(depth[usable].max(initial=0.0))
+    for unit in UNITS_M:
+        if farthest / unit <= 65535:
+            steps = np.rint(np.where(usable, depth, 0.0).astype(np.float64) / unit)
+            steps[usable] = np.maximum(steps[usable], 1)  # 0 would say that there is none
+            return steps.astype(np.uint16), unit
+    raise OutputError(f"a depth of {farthest:.0f} m is too far for a 16-bit picture")
+
+
+def colour_picture(
+    depth: Depth, near_m: float | None = None, far_m: float | None = None
+) -> Picture:
+    """Depth [H, W] in metres in colours with a scale bar, at most :data:`PREVIEW_PX` long, and
+    enlarged by a whole factor when it is tiny; limits as in ``visualize.colourise``."""
+    small = _thinned(depth)
+    near, far = visualize.depth_limits(small)
+    near, far = near_m or near, far_m or far
+    picture = visualize.colourise(small, near, far)
+    scale = max(1, min(240 // small.shape[1], PREVIEW_PX // max(small.shape)))
+    picture = picture.repeat(scale, axis=0).repeat(scale, axis=1)
+    return visualize.add_scale_bar(picture, near, far)
+
+
+def side_by_side(prediction: Prediction) -> Picture:
+    """The picture, its depth, and the uncertainty if there is one, with scales in metres."""
+    coloured = [colour_picture(prediction.depth)]
+    titles = ["image", "depth"]
+    if prediction.uncertainty is not None:
+        coloured.append(colour_picture(np.maximum(prediction.uncertainty, 1e-4)))
+        titles.append("uncertainty")
+    rgb = _thinned(prediction.rgb)
+    scale = coloured[0].shape[1] // rgb.shape[1]
+    rgb = rgb.repeat(scale, axis=0).repeat(scale, axis=1)
+    return visualize.contact_sheet([rgb, *coloured], columns=3, titles=titles)
+
+
+def normals_picture(prediction: Prediction) -> Picture:
+    """Normals in the usual colours: x right in red, y up in green, towards the camera in blue."""
+    towards = point_cloud.normals(prediction.depth, prediction.intrinsics) * np.array([1, -1, -1])
+    return np.rint((towards + 1.0) * 127.5).astype(np.uint8)
+
+
+def _thinned(values: NDArray) -> NDArray:  # type: ignore[type-arg]
+    stride = max(1, -(-max(values.shape[:2]) // PREVIEW_PX))
+    return values[::stride, ::stride]
+
+
+def _write_npy(prediction: Prediction, paths: Sequence[Path]) -> None:
+    with paths[0].open("wb") as file:
+        np.save(file, prediction.depth.astype(np.float32))
+    if prediction.uncertainty is not None:
+        with paths[1].open("wb") as file:
+            np.save(file, prediction.uncertainty.astype(np.float32))
+
+
+def _write_npz(prediction: Prediction, paths: Sequence[Path]) -> None:
+    arrays = {"depth": prediction.depth, "valid_mask": prediction.valid_mask}
+    if prediction.uncertainty is not None:
+        arrays["uncertainty"] = prediction.uncertainty
+    if prediction.fov_deg is not None:
+        arrays["intrinsics"] = prediction.intrinsics
+    with paths[0].open("wb") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+
+
+def _write_exr(prediction: Prediction, paths: Sequence[Path]) -> None:
+    try:
+        import OpenEXR
+    except ImportError:
+        raise UserError(
+            "EXR files need the extra 'formats' (pip install 'metricgold[formats]')"
+        ) from None
+    channels = {"Z": prediction.depth.astype(np.float32)}
+    if prediction.uncertainty is not None:
+        channels["uncertainty"] = prediction.uncertainty.astype(np.float32)
+    header = {"compression": OpenEXR.ZIP_COMPRESSION, "type": OpenEXR.scanlineimage}
+    with OpenEXR.File(header, channels) as file:
+        file.write(str(paths[0]))
+
+
+def _write_16_bit(prediction: Prediction, paths: Sequence[Path]) -> None:
+    steps, unit = depth_to_16_bit(prediction.depth)
+    Image.fromarray(steps).save(paths[0], format="PNG")
+    scale = {"metres_per_step": unit, "no_depth": 0, "fov_y_deg": prediction.fov_deg}
+    paths[1].write_text(json.dumps(scale) + "\n")
+
+
+def _save_png(path: Path, picture: Picture) -> None:
+    Image.fromarray(picture).save(path, format="PNG")
+
+
+def _write_cloud(prediction: Prediction, paths: Sequence[Path], mesh: bool = False) -> None:
+    write = point_cloud.write_mesh if mesh else point_cloud.write_points
+    p = prediction
+    write(paths[0], p.depth, p.rgb, p.intrinsics, p.valid_mask)
+
+
+FORMATS: dict[str, Format] = {
+    "npy": Format(("_depth.npy", "_uncertainty.npy"), _write_npy, "float32 metres"),
+    "npz": Format((".npz",), _write_npz, "depth, uncertainty, mask and K in one file"),
+    "exr": Format(("_depth.exr",), _write_exr, "float32 metres, channel Z"),
+    "png16": Format(
+        ("_depth_16bit.png", "_depth_16bit.json"),
+        _write_16_bit,
+        "16-bit picture, metres a step in the .json beside it",
+    ),
+    "colour": Format(
+        ("_depth_colour.png",),
+        lambda p, paths: _save_png(paths[0], colour_picture(p.depth)),
+        "colours with a scale bar in metres",
+    ),
+    "side": Format(
+        ("_side_by_side.png",),
+        lambda p, paths: _save_png(paths[0], side_by_side(p)),
+        "picture, depth and uncertainty side by side",
+    ),
+    "normals": Format(
+        ("_normals.png",), lambda p, paths: _save_png(paths[0], normals_picture(p)), "normals"
+    ),
+    "ply": Format(("_points.ply",), _write_cloud, "coloured point cloud, camera frame"),
+    "glb": Format(("_points.glb",), _write_cloud, "coloured point cloud for viewers of glTF"),
+    "mesh": Format(
+        ("_mesh.glb",), lambda p, paths: _write_cloud(p, paths, mesh=True), "mesh, open at edges"
+    ),
+}
+DEFAULT_FORMATS = ("npy", "png16", "colour")
+
+
+def parse_formats(text: str) -> tuple[str, ...]:
+    """Names of formats from a list with commas; "all" is every one.
+
+    Raises:
+        OutputError: one is not known.
+    """
+    names = tuple(dict.fromkeys(n.strip() for n in text.split(",") if n.strip()))
+    if names == ("all",):
+        return tuple(FORMATS)
+    unknown = [n for n in names if n not in FORMATS]
+    if unknown or not names:
+        raise OutputError(
+            f"unknown format '{', '.join(unknown)}'; known: all, {', '.join(FORMATS)}"
+        )
+    return names
+
+
+def existing(folder: Path, name: str, formats: Iterable[str]) -> list[Path]:
+    """Files that writing these formats would replace."""
+    paths = [folder / f"{name}{ending}" for f in formats for ending in FORMATS[f].endings]
+    return [path for path in paths if path.exists()]
+
+
+def write_outputs(
+    folder: Path, name: str, prediction: Prediction, formats: Sequence[str], force: bool = False
+) -> list[Path]:
+    """Write ``<folder>/<name><ending>`` in every format; the files that are there then.
+
+    All are written under temporary names first, so either all appear or none.
+
+    Raises:
+        OutputError: one exists and ``force`` is not given, or the folder cannot be written to.
+    """
+    there = existing(folder, name, formats)
+    if there and not force:
+        raise OutputError(f"{there[0]}: exists already; name another folder or add --force")
+    targets = {f: [folder / f"{name}{ending}" for ending in FORMATS[f].endings] for f in formats}
+    parts = {f: [p.with_name(f"{p.name}.part{p.suffix}") for p in targets[f]] for f in formats}
+    written = []
+    try:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        for chosen in formats:
+            FORMATS[chosen].write(prediction, parts[chosen])
+        for chosen in formats:
+            for part, target in zip(parts[chosen], targets[chosen], strict=True):
+                if part.exists():
+                    os.replace(part, target)
+                    written.append(target)
+                else:  # what an earlier prediction had and this one has not
+                    target.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: results of {name} cannot be written ({error})") from None
+    finally:
+        for part in (p for each in parts.values() for p in each):
+            _discard(part)
+    return written
+
+
+def _discard(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:
+        return  # the folder itself may be gone or a plain file

@@ -1,0 +1,160 @@
+"""Large pictures in overlapping tiles: detail of the tiles, scale and layout of the whole picture.
+
+The whole picture is predicted at the size the network was trained for. Each tile is predicted at
+about that size too, and then lowered or raised, in log-depth and smoothly, until its coarse part
+is that of the whole picture: c = t + blur(b - t). Neighbouring tiles so agree in all that a tile
+alone cannot know, and what is left is feathered over the overlap.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+
+from metricgold import geometry
+from metricgold.pictures_in import Picture, PictureInput, as_pictures, cameras_of
+from metricgold.pipeline import MetricGoldPipeline
+
+COARSE = 1 / 8
+"""Standard deviation of the blur that splits coarse from fine, in sides of a tile."""
+
+Depth = NDArray[np.float32]
+
+
+def tile_starts(length: int, tile: int, overlap: float) -> list[int]:
+    """First pixels of tiles that cover ``length``, evenly spaced, overlapping by that share.
+
+    Raises:
+        ValueError: the overlap is not in (0, 0.9].
+    """
+    if not 0 < overlap <= 0.9:
+        raise ValueError(f"tile_overlap must lie in (0, 0.9], got {overlap}")
+    if tile >= length:
+        return [0]
+    stride = max(1, math.floor(tile * (1 - overlap)))
+    count = math.ceil((length - tile) / stride) + 1
+    return [round(i * (length - tile) / (count - 1)) for i in range(count)]
+
+
+def feather(tile: int, starts: Sequence[int], index: int) -> NDArray[np.float64]:
+    """Weights [tile] of tile ``index``: raised cosines over its overlaps, 1 elsewhere."""
+    weight = np.ones(tile)
+
+    def ramp(shared: int) -> NDArray[np.float64]:
+        """Rising from just above 0 to just below 1."""
+        return 0.5 - 0.5 * np.cos(np.pi * (np.arange(shared) + 0.5) / shared)
+
+    if index > 0:
+        shared = starts[index - 1] + tile - starts[index]
+        weight[:shared] *= ramp(shared)
+    if index + 1 < len(starts):
+        shared = starts[index] + tile - starts[index + 1]
+        weight[tile - shared :] *= ramp(shared)[::-1]
+    return weight
+
+
+def blend(
+    whole: Depth, tiles: Sequence[Depth], rows: Sequence[int], columns: Sequence[int]
+) -> Depth:
+    """Tiles into the whole picture's depth [H, W] in metres.
+
+    Args:
+        whole: the whole picture's prediction at full size, metres.
+        tiles: predictions [h, w] of the tiles, row by row, metres.
+        rows, columns: first pixels of the tiles.
+    """
+    log_whole = np.log(whole.astype(np.float64))
+    total, weights = np.zeros_like(log_whole), np.zeros_like(log_whole)
+    for number, tile in enumerate(tiles):
+        row, column = divmod(number, len(columns))
+        height, width = tile.shape
+        part = np.s_[rows[row] : rows[row] + height, columns[column] : columns[column] + width]
+        fine = np.log(tile.astype(np.float64))
+        blur = [COARSE * height, COARSE * width]
+        fine += gaussian_filter(log_whole[part] - fine, blur, mode="nearest")
+        weight = np.outer(feather(height, rows, row), feather(width, columns, column))
+        total[part] += weight * fine
+        weights[part] += weight
+    return np.exp(total / weights).astype(np.float32)
+
+
+def predict_tiled(
+    pipeline: MetricGoldPipeline,
+    image: PictureInput,
+    tile_size: int | None = None,
+    tile_overlap: float = 0.25,
+    intrinsics: Any = None,
+    focal_length_px: float | None = None,
+    fov_deg: float | None = None,
+    **options: Any,
+) -> Depth:
+    """Depth [H, W] in metres of one picture, at its own size.
+
+    Args:
+        tile_size: long side of a tile in pixels of the picture; default is what the checkpoint
+            was trained for. A picture that is no larger is predicted as it is.
+        tile_overlap: share of a tile that the next one covers too.
+        intrinsics, focal_length_px, fov_deg: the whole picture's camera, as for the pipeline.
+        options: of the pipeline.
+
+    Raises:
+        ValueError: an impossible option, or several pictures.
+    """
+    if tile_size is not None and tile_size < 1:
+        raise ValueError(f"tile_size must be 1 or more, got {tile_size}")
+    pictures = as_pictures(image)
+    if len(pictures) != 1:
+        raise ValueError(f"one picture at a time is predicted in tiles, got {len(pictures)}")
+    (picture,) = pictures
+    (camera,) = cameras_of(pictures, intrinsics, focal_length_px, fov_deg)
+    side = tile_size or pipeline.default_processing_resolution
+    whole = pipeline(picture.rgb, fov_deg=[camera.fov_deg], **options).prediction[0, ..., 0]
+    height, width = picture.size
+    if max(height, width) <= side:
+        return whole
+    tile_height = min(height, max(1, round(side * height / max(height, width))))
+    tile_width = min(width, max(1, round(side * width / max(height, width))))
+    rows = tile_starts(height, tile_height, tile_overlap)
+    columns = tile_starts(width, tile_width, tile_overlap)
+    tiles = [
+        Picture(picture.rgb[top : top + tile_height, left : left + tile_width])
+        for top in rows
+        for left in columns
+    ]
+    fov = _tile_fov_deg(camera.fov_deg, height, tile_height)
+    found = pipeline([t.rgb for t in tiles], fov_deg=[fov] * len(tiles), **options).prediction
+    return blend(whole, list(found[..., 0]), rows, columns)
+
+
+def _tile_fov_deg(fov_deg: float | None, height: int, tile_height: int) -> float | None:
+    """Vertical field of view of a centred tile; that of others differs a little."""
+    if fov_deg is None:
+        return None
+    focal = height / 2.0 / math.tan(math.radians(fov_deg) / 2.0)
+    return geometry.fov_y_deg(geometry.make_intrinsics(focal, focal, 0, 0), tile_height)
+
+
+def seam_error(
+    depth: Depth, rows: Sequence[int], columns: Sequence[int], tile: tuple[int, int]
+) -> float:
+    """How much a picture bends where tiles begin or end, over how much it bends elsewhere.
+
+    The mean second difference of log-depth across those rows and columns, divided by the mean
+    over all others: 1 where seams cannot be told from the picture.
+    """
+    log_depth = np.log(depth.astype(np.float64))
+    at, elsewhere = [], []
+    for axis, (starts, side) in enumerate(((rows, tile[0]), (columns, tile[1]))):
+        bend = np.abs(np.diff(log_depth, 2, axis=axis)).mean(axis=1 - axis)  # centred at i + 1
+        borders = {s + d for s in starts[1:] for d in (-1, 0)}
+        borders |= {s + side + d for s in starts[:-1] for d in (-1, 0)}
+        is_border = np.isin(np.arange(len(bend)) + 1, list(borders))
+        at.append(bend[is_border])
+        elsewhere.append(bend[~is_border])
+    seams, rest = np.concatenate(at), np.concatenate(elsewhere)
+    return float(seams.mean() / rest.mean()) if len(seams) and rest.mean() > 0 else 1.0

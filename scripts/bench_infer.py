@@ -1,0 +1,261 @@
+"""Times pictures to metres, beside diffusers' Marigold; writes docs/benchmarks/infer.json.
+
+Usage: python scripts/bench_infer.py [--toy] [--sizes 480x640,768x1024] [--batches 1,8]
+                                     [--precisions fp16,bf16] [--rounds 10] [--out FILE]
+
+Networks have Stable Diffusion 2's size and random weights, Marigold's are the same ones; ``--toy``
+takes the demo's networks. A round calls every case once, one after the other, so that a machine's
+mood meets all alike; figures are medians, ratios are against Marigold with its default of four
+steps in the same round. Everything is in them: resizing, transfer, all networks, resizing back.
+FLOPs are counted by torch; the roofline is the speed of matrix products measured in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import gc
+import json
+import platform
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import MarigoldDepthPipeline, UNet2DConditionModel
+from numpy.typing import NDArray
+from torch.utils.flop_counter import FlopCounterMode
+
+from export.onnx_export import export_checkpoint
+from export.runtime import open_session
+from metricgold.config import ExportConfig, load_config
+from metricgold.pipeline import MetricGoldPipeline
+from metricgold.progress import progress_bar
+from metricgold.random_weights import random_full_size_pipeline, random_toy_pipeline
+from metricgold.training.accelerator import default_device, use_all_cores
+from metricgold.training.plan import matmul_flops_a_second
+
+REFERENCE = ("marigold", 4)
+"""System and steps that everything is compared with: diffusers' pipeline and its default."""
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+WARM_UP = 2
+Pictures = list[NDArray[np.uint8]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to time."""
+
+    system: str
+    steps: int
+    mode: str = "eager"
+
+
+def cases(device: torch.device, onnx: bool) -> Iterator[Case]:
+    """Marigold first, so that it is there to be compared with."""
+    for steps in (4, 1):
+        yield Case("marigold", steps)
+    modes = ["eager", "compiled"] + (["cuda graph"] if device.type == "cuda" else [])
+    for steps in (1, 4):
+        for mode in modes:
+            yield Case("metricgold", steps, mode)
+    if onnx:
+        yield Case("onnxruntime", 1)
+        yield Case("onnxruntime", 4)
+
+
+def marigold_of(pipeline: MetricGoldPipeline) -> MarigoldDepthPipeline:
+    """diffusers' pipeline on the very same networks, but for the field of view it does not know."""
+    config = dict(pipeline.unet.config) | {"class_embed_type": None}
+    unet = UNet2DConditionModel.from_config(config).to(pipeline.device, pipeline.unet.dtype)
+    unet.load_state_dict(pipeline.unet.state_dict(), strict=False)
+    theirs = MarigoldDepthPipeline(
+        unet=unet.eval().requires_grad_(False),
+        vae=pipeline.image_vae,
+        scheduler=pipeline.scheduler,
+        text_encoder=None,
+        tokenizer=None,
+        prediction_type="depth",
+    )
+    theirs.empty_text_embedding = pipeline.empty_text_embed
+    theirs.set_progress_bar_config(disable=True)
+    return theirs
+
+
+def compiled(pipeline: MetricGoldPipeline, mode: str) -> MetricGoldPipeline:
+    """A copy of the pipeline whose networks are compiled."""
+    options = {"mode": "reduce-overhead"} if mode == "cuda graph" else {}
+    own = copy.deepcopy(pipeline)
+    own.set_progress_bar_config(disable=True)
+    own.image_vae.encoder.compile(**options)
+    own.depth_vae.decoder.compile(**options)
+    own.unet.compile(**options)
+    return own
+
+
+def caller(
+    case: Case, pipeline: MetricGoldPipeline, size: tuple[int, int], onnx: Path | None
+) -> Callable[[Pictures], Any]:
+    """What is timed: pictures to depth at their own size."""
+    if case.system == "marigold":
+        theirs = marigold_of(pipeline)
+        return lambda pictures: theirs(
+            [p / np.float32(255) for p in pictures],
+            num_inference_steps=case.steps,
+            processing_resolution=0,
+            batch_size=len(pictures),
+        )
+    if case.system == "onnxruntime":
+        assert onnx is not None
+        session = open_session(onnx, "onnxruntime-cpu")
+        return lambda pictures: [
+            session.infer(p, steps=case.steps, processing_resolution=0, fov_deg=50)
+            for p in pictures
+        ]
+    ours = pipeline if case.mode == "eager" else compiled(pipeline, case.mode)
+    return lambda pictures: ours(
+        pictures,
+        case.steps,
+        processing_resolution=0,
+        batch_size=len(pictures),
+        fov_deg=50,
+        generator=torch.Generator().manual_seed(0),
+    )
+
+
+def tflop(call: Callable[[Pictures], Any], pictures: Pictures) -> float | None:
+    """FLOPs of a call in units of 1e12; None where torch cannot see them."""
+    with FlopCounterMode(display=False) as counter:
+        call(pictures)
+    return counter.get_total_flops() / 1e12 or None
+
+
+def time_cases(
+    calls: dict[Case, Callable[[Pictures], Any]],
+    pictures: Pictures,
+    rounds: int,
+    device: torch.device,
+    peak: float,
+) -> list[dict[str, Any]]:
+    """Rounds over all cases; what each took."""
+    seconds: dict[Case, list[float]] = {case: [] for case in calls}
+    memory: dict[Case, float] = {}
+    for number in range(WARM_UP + rounds):
+        for case, call in calls.items():
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+                torch.cuda.synchronize()
+            began = time.perf_counter()
+            call(pictures)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+                memory[case] = torch.cuda.max_memory_allocated() / 1e9
+            if number >= WARM_UP:
+                seconds[case].append(time.perf_counter() - began)
+    reference = next(seconds[c] for c in calls if (c.system, c.steps) == REFERENCE)
+    rows = []
+    for case, call in calls.items():
+        median = statistics.median(seconds[case])
+        row = asdict(case) | {
+            "ms": round(1000 * median, 2),
+            "images_a_second": round(len(pictures) / median, 3),
+            "times_as_fast_as_marigold": round(
+                statistics.median(r / s for r, s in zip(reference, seconds[case], strict=True)), 2
+            ),
+        }
+        if case.mode == "eager" and (work := tflop(call, pictures)):
+            row |= {"tflop": round(work, 4), "roofline": round(work * 1e12 / median / peak, 3)}
+        if case in memory:
+            row["peak_memory_gb"] = round(memory[case], 2)
+        rows.append(row)
+    return rows
+
+
+def exported(pipeline: MetricGoldPipeline, size: tuple[int, int], folder: Path) -> Path:
+    """The pipeline as fp32 graphs for any size."""
+    pipeline.save_pretrained(folder / "model")
+    config = ExportConfig.model_validate(
+        {
+            "opset": 23,
+            "precision": "fp32",
+            "dynamic": True,
+            "parity_sizes": [size],
+            "engine_size": size,
+        }
+    )
+    export_checkpoint(folder / "model", folder / "onnx", config)
+    return folder / "onnx"
+
+
+def main() -> None:
+    """Time everything and write it down."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--toy", action="store_true")
+    parser.add_argument("--sizes")
+    parser.add_argument("--batches", default="1,8")
+    parser.add_argument("--precisions")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--no-onnx", action="store_true")
+    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks/infer.json"))
+    arguments = parser.parse_args()
+    use_all_cores()
+    device = default_device()
+    config = load_config("params.yaml", "demo" if arguments.toy else "sd2")
+    default_sizes = "64x96,128x192" if arguments.toy else "480x640,768x1024"
+    precisions = arguments.precisions or ("fp16,bf16" if device.type == "cuda" else "fp32")
+    sizes = [(int(h), int(w)) for h, w in
+             (s.split("x") for s in (arguments.sizes or default_sizes).split(","))]  # fmt: skip
+    result: dict[str, Any] = {
+        "networks": "toy (demo)" if arguments.toy else "Stable Diffusion 2, random weights",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
+        "threads": torch.get_num_threads(),
+        "machine": platform.platform(),
+        "torch": torch.__version__,
+        "date": datetime.now(UTC).date().isoformat(),
+        "commit": subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        ).stdout.strip(),
+        "rounds": arguments.rounds,
+        "results": [],
+    }
+    todo = [(p, s, int(b)) for p in precisions.split(",") for s in sizes
+            for b in arguments.batches.split(",")]  # fmt: skip
+    with tempfile.TemporaryDirectory() as scratch:
+        for precision, size, batch in progress_bar(todo, description="settings", unit="setting"):
+            torch._dynamo.reset()
+            gc.collect()
+            if arguments.toy:
+                assert config.base_model.toy is not None
+                pipeline = random_toy_pipeline(config.base_model.toy)
+            else:
+                pipeline = random_full_size_pipeline()
+            onnx = None
+            if precision == "fp32" and not arguments.no_onnx:
+                onnx = exported(pipeline, size, Path(scratch) / f"{size[0]}x{size[1]}")
+            pipeline = pipeline.to(device, DTYPES[precision])
+            pipeline.set_progress_bar_config(disable=True)
+            pictures = list(
+                np.random.default_rng(0).integers(0, 256, (batch, *size, 3), dtype=np.uint8)
+            )
+            peak = matmul_flops_a_second(device, precision)  # type: ignore[arg-type]
+            calls = {c: caller(c, pipeline, size, onnx) for c in cases(device, onnx is not None)}
+            rows = time_cases(calls, pictures, arguments.rounds, device, peak)
+            head = {"precision": precision, "size": list(size), "batch": batch,
+                    "matmul_tflop_a_second": round(peak / 1e12, 3)}  # fmt: skip
+            result["results"].append(head | {"cases": rows})
+            arguments.out.parent.mkdir(parents=True, exist_ok=True)
+            arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+            for row in rows:
+                print(head, row, flush=True)
+
+
+if __name__ == "__main__":
+    main()

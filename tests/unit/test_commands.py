@@ -1,0 +1,116 @@
+"""``metricgold infer`` and ``info`` as they are called."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from toy import toy_model
+from typer.testing import CliRunner, Result
+
+from metricgold.cli import app
+from metricgold.errors import UserError
+
+RGB = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    toy_model(fov_matters=True).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(RGB).save("a.png")
+    return tmp_path
+
+
+def call(*arguments: Any) -> Result:
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def test_infer_gives_what_the_pipeline_gives(checkpoint: Path, workplace: Path) -> None:
+    done = call("infer", "a.png", "--checkpoint", checkpoint, "--fov-deg", 50, "--format", "npy")
+    assert done.exit_code == 0, done.output
+    expected = toy_model(fov_matters=True)(RGB, fov_deg=50).prediction[0, ..., 0]
+    np.testing.assert_allclose(np.load("outputs/a_depth.npy"), expected, rtol=1e-4)
+    assert "vertical field of view 50.0° from --fov-deg; torch on cpu" in done.output
+
+
+def test_infer_ensembles_folders_and_batches(checkpoint: Path, workplace: Path) -> None:
+    (workplace / "in" / "b").mkdir(parents=True)
+    Image.fromarray(RGB[:20]).save("in/b/c.png")
+    Image.fromarray(RGB).save("in/d.png")
+    done = call(
+        "infer", "in", "--checkpoint", checkpoint, "--ensemble", 3, "--batch-size", 2, "--out", "o",
+        "--format", "npz", "--dtype", "bfloat16",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    with np.load("o/b/c.npz") as found:
+        assert found["depth"].shape == found["uncertainty"].shape == (20, 40)
+        assert (found["uncertainty"] >= 0).all()
+        assert "intrinsics" not in found
+    assert Path("o/d.npz").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--ensemble", "7"], "at most 6 views"),
+        (["--format", "jpg"], "unknown format 'jpg'"),
+        (["--dtype", "int8"], "--dtype int8: not known"),
+        (["--device", "cuda:9"], "--device cuda:9: cannot be used here"),
+        (["--device", "nonsense"], "--device nonsense: cannot be used here"),
+        (["--fov-deg", "190"], "--fov-deg must lie"),
+        (["--checkpoint", "./none"], "none: no MetricGold checkpoint there"),
+    ],
+)
+def test_bad_options_are_one_sentence(
+    checkpoint: Path, workplace: Path, arguments: list[str], said: str
+) -> None:
+    done = call("infer", "a.png", "--checkpoint", checkpoint, *arguments)
+    assert isinstance(done.exception, UserError)
+    assert said in str(done.exception)
+    assert "\n" not in str(done.exception)
+    assert not Path("outputs").exists()
+
+
+def test_a_refused_picture_gives_exit_code_1(checkpoint: Path, workplace: Path) -> None:
+    done = call("infer", "a.png", "none.png", "--checkpoint", checkpoint, "--format", "npy")
+    assert done.exit_code == 1
+    assert "none.png: no such file" in done.output
+    assert Path("outputs/a_depth.npy").is_file()
+
+
+def test_info(checkpoint: Path, workplace: Path) -> None:
+    done = call("info", "--checkpoint", checkpoint, "--json")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.output)
+    assert found["checkpoint"]["depth range (m)"] == "0.1 to 80"
+    assert found["checkpoint"]["inference steps"] == 1
+    assert found["torch"].startswith("2.")
+    told = call("info").output
+    assert "none at artifacts/metricgold" in told
+    assert "torch: 2." in told
+
+
+def test_help_needs_no_torch() -> None:
+    code = (
+        "import sys; sys.argv = ['metricgold', 'infer', '--help']\n"
+        "from metricgold.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "assert not {'torch', 'diffusers', 'prefect', 'dvc'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--checkpoint" in done.stdout
