@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Self
 
 from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
-from huggingface_hub import create_repo
+from huggingface_hub import create_repo, snapshot_download
 from torch import Tensor, nn
 
 from metricgold.confidence import ConfidenceHead
@@ -24,6 +24,8 @@ from metricgold.model import LOADING, CheckpointError, size_multiple
 from metricgold.model_card import write_model_card
 
 INDEX_FILE = "model_index.json"
+FILES = ["*.json", "*.safetensors"]
+"""What is read of a repository on the hub."""
 PIPELINE = "MetricGoldPipeline"
 """What reads the folder, by the name that is written into its index."""
 
@@ -121,11 +123,11 @@ class MetricGoldModel(DiffusionPipeline):
 
     @classmethod
     def from_pretrained(cls, folder: Path | str, **options: Any) -> Self:
-        """Read a checkpoint; ``options`` as diffusers'.
+        """Read a checkpoint; ``options`` as diffusers', or ``revision`` and ``token`` of the hub.
 
         Args:
-            folder: a ``Path``, or the name of an existing folder; any other name is looked for
-                on the Hugging Face hub.
+            folder: a ``Path``, or the name of an existing folder; any other name is a repository
+                of the Hugging Face hub.
 
         Raises:
             CheckpointError: it or one of its parts is missing or damaged.
@@ -136,9 +138,12 @@ class MetricGoldModel(DiffusionPipeline):
                 f"{folder}: no MetricGold checkpoint there ({INDEX_FILE} is missing); "
                 "run 'dvc repro', 'dvc pull', or name another folder"
             )
+        hub = {name: options.pop(name) for name in ("revision", "token") if name in options}
         options = LOADING | options
         try:
             with _no_loading_bar():
+                if not is_local:
+                    folder = snapshot_download(str(folder), allow_patterns=FILES, **hub)
                 return super().from_pretrained(str(folder), **options).freeze()
         except Exception as error:
             reason = " ".join(str(error).split())[:300]

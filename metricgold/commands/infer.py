@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,7 +18,9 @@ from metricgold.commands.options import (
 )
 from metricgold.errors import UserError
 from metricgold.outputs import DEFAULT_FORMATS, FORMATS, Prediction, parse_formats
-from metricgold.picture_files import Camera, Loaded, find_pictures, run
+from metricgold.picture_files import Camera, Loaded, Predict, find_pictures, run
+from metricgold.video import is_video
+from metricgold.video_files import run_video
 
 if TYPE_CHECKING:
     from metricgold.pipeline import MetricGoldPipeline
@@ -30,7 +32,8 @@ FORMAT_HELP = "Names with commas, or all. " + "; ".join(
 
 def infer(
     inputs: Annotated[
-        list[str], typer.Argument(help="Pictures, folders of pictures, patterns such as '*.jpg'.")
+        list[str],
+        typer.Argument(help="Pictures, folders of them, patterns such as '*.jpg', videos."),
     ],
     checkpoint: CheckpointOption = str(CHECKPOINT),
     out: Annotated[Path, typer.Option(help="Folder for results.")] = Path("outputs"),
@@ -51,58 +54,37 @@ def infer(
         int | None,
         typer.Option(min=0, help="Long side in pixels while working; 0: the picture's own."),
     ] = None,
+    tile: Annotated[
+        int | None,
+        typer.Option(min=1, help="Predict larger pictures in tiles of this long side in pixels."),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Predictions made at once.")] = 1,
     seed: Annotated[int, typer.Option(help="Of the noise; one step needs none.")] = 0,
     device: DeviceOption = None,
     dtype: DtypeOption = "float32",
     force: ForceOption = False,
 ) -> None:
-    """Depth in metres of pictures.
+    """Depth in metres of pictures and videos.
 
     For every picture NAME writes NAME_depth.npy and what else --format says, and prints range,
     field of view and time. Nothing that exists is replaced unless --force is given. A picture
-    that cannot be read is told and does not stop the others; the exit code is then 1.
+    that cannot be read is told and does not stop the others; the exit code is then 1. Of a video
+    (needs ffmpeg) every frame is predicted, and NAME_depth.mp4 shows them all.
     """
-    chosen, camera, sources = (
-        parse_formats(formats),
-        Camera(fov_deg, focal_px),
-        find_pictures(inputs),
-    )
+    chosen, camera = parse_formats(formats), Camera(fov_deg, focal_px)
+    videos = [Path(name) for name in inputs if is_video(Path(name))]
+    sources = find_pictures([name for name in inputs if not is_video(Path(name))])
     pipeline = open_pipeline(checkpoint, device, dtype)
 
-    def predict(pictures: Sequence[Loaded]) -> list[tuple[Prediction, str]]:
-        """Of a few pictures at once."""
-        import torch
-
-        with_error = ensemble > 1 or pipeline.confidence is not None
-        try:
-            found = pipeline(
-                [p.rgb for p in pictures],
-                steps,
-                ensemble_size=ensemble,
-                processing_resolution=resolution,
-                batch_size=batch_size,
-                generator=torch.Generator().manual_seed(seed),
-                output_uncertainty=with_error,
-                fov_deg=[p.fov_deg for p in pictures],
-            )
-        except ValueError as error:  # about the options, so the same for every picture
-            raise UserError(str(error)) from None
-        told = f"torch on {pipeline.device}"
-        return [
-            (
-                Prediction(
-                    rgb=p.rgb,
-                    depth=found.prediction[i][..., 0],
-                    uncertainty=found.uncertainty[i][..., 0] if with_error else None,
-                    fov_deg=p.fov_deg,
-                    depth_max_m=pipeline.codec.depth_max_m,
-                ),
-                told,
-            )
-            for i, p in enumerate(pictures)
-        ]
-
+    options = {
+        "num_inference_steps": steps,
+        "ensemble_size": ensemble,
+        "processing_resolution": resolution,
+        "batch_size": batch_size,
+    }
+    predict = predictor(pipeline, options, seed, tile)
+    for path in videos:
+        run_video(path, predict, camera=camera, out=out, formats=chosen, force=force)
     refused = run(
         sources,
         predict,
@@ -114,6 +96,54 @@ def infer(
     )
     if refused:
         raise typer.Exit(1)
+
+
+def predictor(
+    pipeline: MetricGoldPipeline, options: dict[str, Any], seed: int, tile: int | None
+) -> Predict:
+    """What is done with a few pictures at once; ``options`` are the pipeline's."""
+    with_error = tile is None and (options["ensemble_size"] > 1 or pipeline.confidence is not None)
+
+    def predict(pictures: Sequence[Loaded]) -> list[tuple[Prediction, str]]:
+        """Their depth; the same noise for every call."""
+        import torch
+
+        common = options | {"generator": torch.Generator().manual_seed(seed)}
+        uncertainties: Any = [None] * len(pictures)
+        try:
+            if tile is not None:
+                from metricgold.tiling import predict_tiled
+
+                depths: Any = [
+                    predict_tiled(pipeline, p.rgb, tile, fov_deg=p.fov_deg, **common)[..., None]
+                    for p in pictures
+                ]
+            else:
+                found = pipeline(
+                    [p.rgb for p in pictures],
+                    fov_deg=[p.fov_deg for p in pictures],
+                    output_uncertainty=with_error,
+                    **common,
+                )
+                depths = found.prediction
+                uncertainties = found.uncertainty if with_error else uncertainties
+        except ValueError as error:  # about the options, so the same for every picture
+            raise UserError(str(error)) from None
+        return [
+            (
+                Prediction(
+                    rgb=picture.rgb,
+                    depth=depth[..., 0],
+                    uncertainty=None if uncertainty is None else uncertainty[..., 0],
+                    fov_deg=picture.fov_deg,
+                    depth_max_m=pipeline.codec.depth_max_m,
+                ),
+                f"torch on {pipeline.device}",
+            )
+            for picture, depth, uncertainty in zip(pictures, depths, uncertainties, strict=True)
+        ]
+
+    return predict
 
 
 def open_pipeline(checkpoint: str, device: str | None, dtype: str) -> MetricGoldPipeline:

@@ -127,6 +127,7 @@ def hub() -> Iterator[Hub]:
     yield server
     server.shutdown()
     thread.join()
+    server.server_close()
 
 
 def run(hub: Hub, home: Path, *arguments: str) -> str:

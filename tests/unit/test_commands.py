@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from PIL import Image
 from toy import toy_model
 from typer.testing import CliRunner, Result
 
+from metricgold import video
 from metricgold.cli import app
 from metricgold.errors import UserError
 
@@ -60,6 +62,36 @@ def test_infer_ensembles_folders_and_batches(checkpoint: Path, workplace: Path) 
         assert (found["uncertainty"] >= 0).all()
         assert "intrinsics" not in found
     assert Path("o/d.npz").is_file()
+
+
+def test_infer_in_tiles(checkpoint: Path, workplace: Path) -> None:
+    for tile in ([], ["--tile", "16"]):
+        done = call(
+            "infer", "a.png", "--checkpoint", checkpoint, "--fov-deg", 50, "--out", f"o{len(tile)}",
+            "--format", "npy", *tile,
+        )  # fmt: skip
+        assert done.exit_code == 0, done.output
+    whole, tiled = (np.load(f"o{n}/a_depth.npy") for n in (0, 2))
+    assert whole.shape == tiled.shape == (30, 40)
+    assert not np.allclose(whole, tiled, rtol=1e-2)
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed")
+def test_infer_a_video(checkpoint: Path, workplace: Path) -> None:
+    frames = [np.roll(RGB, n, axis=1) for n in range(5)]
+    with video.writing(Path("clip.mp4"), "10") as writer:
+        for frame in frames:
+            writer.add(frame)
+    arguments = ["infer", "clip.mp4", "--checkpoint", checkpoint, "--format", "npy,side"]
+    done = call(*arguments, "--fov-deg", 50)
+    assert done.exit_code == 0, done.output
+    found = sorted(p.name for p in Path("outputs/clip").glob("*.npy"))
+    assert found == [f"{n:06d}_depth.npy" for n in range(1, 6)]
+    assert np.load("outputs/clip/000001_depth.npy").shape == (30, 40)
+    shown = list(video.read_frames(Path("outputs/clip_depth.mp4")))
+    assert len(shown) == 5
+    assert shown[0].shape[1] == 80
+    assert "exists already" in str(call(*arguments).exception)
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from metricgold.outputs import (
 )
 
 RNG = np.random.default_rng(0)
-DEPTH = np.geomspace(1, 20, 12 * 16).reshape(12, 16).astype(np.float32)
+DEPTH = np.geomspace(2, 5, 12 * 16).reshape(12, 16).astype(np.float32)
 RGB = RNG.integers(0, 256, (12, 16, 3), dtype=np.uint8)
 PLAIN = Prediction(RGB, DEPTH)
 FULL = Prediction(RGB, DEPTH, uncertainty=DEPTH / 10, fov_deg=60.0, depth_max_m=80.0)
