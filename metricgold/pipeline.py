@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -67,6 +67,9 @@ class _Result:
 
 class MetricGoldPipeline(MetricGoldModel):
     """Metric depth from pictures, in the call convention of diffusers' Marigold pipeline."""
+
+    model_cpu_offload_seq = "image_vae->unet->confidence->depth_vae"
+    _exclude_from_cpu_offload: ClassVar[list[str]] = ["empty_text"]
 
     @classmethod
     def of(cls, model: MetricGoldModel) -> MetricGoldPipeline:
@@ -258,11 +261,11 @@ class MetricGoldPipeline(MetricGoldModel):
             return predict_velocity(self.unet, rgb_latent, noisy, timestep, text, features)
 
         latent = sample(velocity, initial, self.scheduler, steps)
-        norm = decode_depth_norm(self.depth_vae, latent).clamp(-1, 1)[:, 0].cpu()  # [B, H, W]
-        errors: list[Tensor | None] = [None] * len(norm)
+        errors: list[Tensor | None] = [None] * len(latent)
         if self.confidence is not None:
             log_error = self.confidence(rgb_latent, latent)
-            errors = list(at_pixels(log_error, (norm.shape[-2], norm.shape[-1]))[:, 0].exp().cpu())
+            errors = list(at_pixels(log_error, rgb.shape[1:3])[:, 0].exp().cpu())
+        norm = decode_depth_norm(self.depth_vae, latent).clamp(-1, 1)[:, 0].cpu()  # [B, H, W]
         latent = latent.float().cpu()
         return [_Result(*found) for found in zip(norm, latent, errors, strict=True)]
 

@@ -46,7 +46,6 @@ class MetricGoldModel(DiffusionPipeline):
         fov_conditioning: whether the U-Net was trained with the field of view.
     """
 
-    model_cpu_offload_seq = "empty_text->image_vae->unet->confidence->depth_vae"
     _optional_components: ClassVar[list[str]] = ["confidence"]
 
     image_vae: AutoencoderKL

@@ -16,6 +16,7 @@ from torch import Tensor
 from toy import toy_model
 
 from metricgold import diffusion, geometry
+from metricgold.confidence import ConfidenceHead
 from metricgold.model import CheckpointError
 from metricgold.pipeline import MetricGoldPipeline
 
@@ -276,3 +277,15 @@ def test_loading(tmp_path: Path) -> None:
     np.testing.assert_allclose(loaded(picture()).prediction, expected, rtol=1e-4)
     with pytest.raises(CheckpointError, match="no MetricGold checkpoint"):
         MetricGoldPipeline.from_pretrained(tmp_path / "none")
+
+
+def test_parts_can_be_offloaded() -> None:
+    """On the CPU, since there is no GPU; that hooks and parts fit is what is seen here."""
+    pipeline = toy_model(fov_matters=True)
+    pipeline.register_modules(confidence=ConfidenceHead(latent_channels=4, width=16))
+    expected = pipeline(picture(), fov_deg=50, output_uncertainty=True)
+    pipeline.enable_model_cpu_offload(device="cpu")
+    for _ in range(2):
+        found = pipeline(picture(), fov_deg=50, output_uncertainty=True)
+        np.testing.assert_allclose(found.prediction, expected.prediction, rtol=1e-4)
+        np.testing.assert_allclose(found.uncertainty, expected.uncertainty, rtol=1e-4)
