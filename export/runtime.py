@@ -29,7 +29,7 @@ from export.specs import DEPTH_DECODER, UNET_STEP, VAE_ENCODER
 from export.trt_library import LIBRARIES
 from metricgold import geometry, imaging
 from metricgold.errors import UserError
-from metricgold.views import SCALES, views
+from metricgold.views import mirrored_views
 
 AUTO = "auto"
 BACKENDS = (*LIBRARIES, OnnxRuntimeCudaBackend.name, OnnxRuntimeBackend.name)
@@ -86,7 +86,8 @@ class DepthSession:
             fov_deg: vertical field of view in degrees; None if unknown.
             steps: DDIM steps; default is what the weights were trained for.
             ensemble_size: predictions fused by the median in log-depth: from different noise, or
-                of a one-step model, which starts from the camera's rays, of different views.
+                of a one-step model, which starts from the camera's rays, of the picture and its
+                mirror image, two at most.
             processing_resolution: long side in pixels, 0 for the picture's own size.
             seed: of the initial noise.
             initial_latents: [E, C, h, w] in place of the seeded noise.
@@ -99,13 +100,13 @@ class DepthSession:
         size = self._size(rgb, processing_resolution)
         seconds: dict[str, float] = {}
         of_rays = initial_latents is None and steps == self.manifest.num_inference_steps == 1
-        ways = self._ways(ensemble_size) if of_rays else [(1.0, False)] * ensemble_size
+        ways = _views(ensemble_size) if of_rays else [False] * ensemble_size
         fov = numpy_sampler.fov_features(fov_deg, self.manifest.fov)
         depths, encoded = [], {}
-        for member, way in enumerate(ways):
-            if way not in encoded:
-                encoded[way] = self._encode(rgb, self._scaled(size, way[0]), way[1], seconds)
-            rgb_latent = encoded[way]
+        for member, mirrored in enumerate(ways):
+            if mirrored not in encoded:
+                encoded[mirrored] = self._encode(rgb, size, mirrored, seconds)
+            rgb_latent = encoded[mirrored]
             if of_rays:
                 known = np.array([math.nan if fov_deg is None else fov_deg])
                 grid, channels = rgb_latent.shape[-2:], rgb_latent.shape[1]
@@ -122,10 +123,9 @@ class DepthSession:
                 raise ExportError(
                     f"{self.backend.name} gave non-finite depth; export again with --precision fp32"
                 )
-            depths.append(depth[:, ::-1] if way[1] else depth)
+            depths.append(depth[:, ::-1] if mirrored else depth)
         with _timed(seconds, "postprocess"):
-            stack = np.stack([imaging.resize_depth_log(d, size) for d in depths])
-            depth, uncertainty = self._fuse(stack, rgb.shape[:2])
+            depth, uncertainty = self._fuse(np.stack(depths), rgb.shape[:2])
         return DepthResult(
             depth=depth,
             uncertainty=uncertainty,
@@ -133,18 +133,6 @@ class DepthSession:
             size=size,
             seconds=seconds,
         )
-
-    def _ways(self, ensemble_size: int) -> list[tuple[float, bool]]:
-        """Scale, and whether mirrored, of every member."""
-        scales = SCALES if self.manifest.static_size is None else SCALES[:1]
-        try:
-            return views(ensemble_size, scales)
-        except ValueError as error:
-            raise InferenceError(str(error)) from None
-
-    def _scaled(self, size: tuple[int, int], scale: float) -> tuple[int, int]:
-        multiple = self.manifest.size_multiple
-        return imaging.processing_size(*size, round(max(size) * scale), multiple)
 
     def _encode(
         self,
@@ -178,8 +166,8 @@ class DepthSession:
             return imaging.resize_depth_log(depths[0], out_size), None
         codec = self.manifest.codec
         norm = codec.encode(depths)
-        centre = _lower_median(norm)
-        mad = _lower_median(np.abs(norm - centre))
+        centre = np.median(norm, axis=0)
+        mad = np.median(np.abs(norm - centre), axis=0)
         depth = imaging.resize_depth_log(codec.decode(centre), out_size)
         spread = imaging.resize_plain(mad, out_size) * np.float32(codec.log_range / 2.0)
         return depth, depth * spread
@@ -274,10 +262,11 @@ def _noise(shape: tuple[int, ...], seed: int) -> Array:
     return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
 
 
-def _lower_median(values: Array) -> Array:
-    """Median over the first axis; of an even number the lower one, as torch takes it."""
-    middle = (len(values) - 1) // 2
-    return np.partition(values, middle, axis=0)[middle]
+def _views(count: int) -> list[bool]:
+    try:
+        return mirrored_views(count)
+    except ValueError as error:
+        raise InferenceError(str(error)) from None
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from metricgold.views import views
+from metricgold.views import mirrored_views
 
 Size = tuple[int, int]
 Reduction = Literal["median", "mean"]
@@ -28,19 +28,14 @@ class View:
     """Noise or another latent [C, h, w]; None: the camera's rays."""
 
 
-def views_of_rays(
-    sizes: Sequence[Size], count: int, scaled: Callable[[Size, float], Size]
-) -> list[View]:
+def views_of_rays(sizes: Sequence[Size], count: int) -> list[View]:
     """``count`` views of every picture for a model without noise.
 
     Raises:
-        ValueError: there are not that many, see :func:`metricgold.views.views`.
+        ValueError: there are not that many, see :func:`metricgold.views.mirrored_views`.
     """
-    return [
-        View(index, scaled(size, scale), mirrored)
-        for index, size in enumerate(sizes)
-        for scale, mirrored in views(count)
-    ]
+    ways = mirrored_views(count)
+    return [View(i, size, mirrored) for i, size in enumerate(sizes) for mirrored in ways]
 
 
 def views_of_noise(
@@ -103,6 +98,12 @@ def fuse(
         fused = depth_norm.mean(dim=0)
         spread = (depth_norm - fused).square().mean(dim=0).sqrt()
     else:
-        fused = depth_norm.median(dim=0).values
-        spread = (depth_norm - fused).abs().median(dim=0).values
+        fused = _median(depth_norm)
+        spread = _median((depth_norm - fused).abs())
     return fused, spread * (log_range / 2.0)
+
+
+def _median(values: Tensor) -> Tensor:
+    """Over the first axis; of an even number the mean of the middle two."""
+    ordered = values.sort(dim=0).values
+    return (ordered[(len(values) - 1) // 2] + ordered[len(values) // 2]) / 2

@@ -108,7 +108,7 @@ class MetricGoldPipeline(MetricGoldModel):
             num_inference_steps: DDIM steps; default is what the weights were trained for.
             ensemble_size: predictions fused in log-depth without any alignment. With several
                 steps members start from different noise; with one, which starts from the
-                camera's rays, they are views: mirrored, and of other sizes.
+                camera's rays, they are the picture and its mirror image, two at most.
             processing_resolution: long side in pixels, 0 for the picture's own.
             match_input_resolution: resize the result back, in log-depth.
             resample_method_input, resample_method_output: nearest, bilinear, bicubic or area.
@@ -161,7 +161,7 @@ class MetricGoldPipeline(MetricGoldModel):
         depths, errors = [], []
         for index, (picture, size) in enumerate(zip(pictures, sizes, strict=True)):
             own = range(index * ensemble_size, (index + 1) * ensemble_size)
-            stack = [_upright(results[i].depth_norm, views[i], size) for i in own]
+            stack = [_upright(results[i].depth_norm, views[i]) for i in own]
             norm, error = fuse(torch.stack(stack), self.codec.log_range, **kwargs)
             expected = results[own[0]].relative_error
             if ensemble_size == 1 and expected is not None:
@@ -206,11 +206,7 @@ class MetricGoldPipeline(MetricGoldModel):
                 raise ValueError("latents and generator exclude each other")
             return views_of_latents(sizes, ensemble_size, shape, latents)
         if steps == 1 and self.default_denoising_steps == 1:
-            return views_of_rays(
-                sizes,
-                ensemble_size,
-                lambda size, scale: self._processing_size(size, round(max(size) * scale)),
-            )
+            return views_of_rays(sizes, ensemble_size)
         return views_of_noise(sizes, ensemble_size, shape, generator, shared_noise)
 
     def _predict(
@@ -290,10 +286,9 @@ def _resized(rgb: NDArray[np.uint8], view: View, resampling: str) -> NDArray[np.
     return imaging.resize_rgb(rgb[:, ::-1] if view.mirrored else rgb, view.size, resampling)
 
 
-def _upright(depth_norm: Tensor, view: View, size: tuple[int, int]) -> Tensor:
-    """A view's log-depth [h, w] as the picture is, at ``size``."""
-    values = depth_norm.flip(-1) if view.mirrored else depth_norm
-    return torch.from_numpy(imaging.resize_plain(values.numpy(), size).copy())
+def _upright(depth_norm: Tensor, view: View) -> Tensor:
+    """A view's log-depth [h, w] as the picture is."""
+    return depth_norm.flip(-1) if view.mirrored else depth_norm
 
 
 def _together(arrays: list[NDArray[np.float32]], output_type: str) -> Any:

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-SCALES = (1.0, 0.8, 1.25)
-"""Sizes to look at a picture in, one pair of views after the other."""
 
+def mirrored_views(count: int) -> list[bool]:
+    """Whether each of ``count`` views of a picture is mirrored; the first is as it is.
 
-def views(count: int, scales: tuple[float, ...] = SCALES) -> list[tuple[float, bool]]:
-    """Scale, and whether mirrored, of ``count`` views of a picture; the first is as it is.
-
-    One step starts from the camera's rays, so there is no noise to vary. Neither a mirrored
-    picture nor one of another size shows another depth: such members need no alignment.
+    One step starts from the camera's rays, so there is no noise to vary. A mirrored picture shows
+    the same depths, so the two need no alignment. (Other sizes, noise in place of the rays:
+    worse than one view alone, ARCHITECTURE.md has the figures.)
 
     Raises:
         ValueError: there are not that many views.
     """
-    found = [(scale, mirrored) for scale in scales for mirrored in (False, True)]
-    if count > len(found):
+    if count > 2:
         raise ValueError(
-            f"ensemble_size is {count}: one step without noise has at most {len(found)} views of a "
-            "picture; take more steps for a larger ensemble"
+            f"ensemble_size is {count}: one step without noise has two views of a picture, as it "
+            "is and mirrored; take more steps for a larger ensemble"
         )
-    return found[:count]
+    return [False, True][:count]
