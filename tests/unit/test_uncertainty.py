@@ -36,13 +36,14 @@ def test_nothing_known_and_upside_down() -> None:
 
 
 def test_equals_plain_loops_and_scipy() -> None:
-    valid = RNG.random(TRUTH.shape) > 0.3
-    doubt = ERROR * np.exp(RNG.standard_normal(ERROR.shape))
+    rng = np.random.default_rng(1)
+    valid = rng.random(TRUTH.shape) > 0.3
+    doubt = ERROR * np.exp(rng.standard_normal(ERROR.shape))
     score = uncertainty_score(PRED, TRUTH, doubt * PRED, valid)
     e, u = ERROR[valid], doubt[valid]
     areas = [0.0, 0.0]
-    for i in range(FRACTIONS):
-        keep = max(1, round(len(e) * (1 - i / FRACTIONS)))
+    for share in np.linspace(1, 0, FRACTIONS, endpoint=False):
+        keep = max(1, int(np.round(share * len(e))))
         oracle = np.sort(e)[:keep].mean()
         areas[0] += e[np.argsort(u)[:keep]].mean() - oracle
         areas[1] += e.mean() - oracle
