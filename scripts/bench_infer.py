@@ -47,6 +47,8 @@ REFERENCE = ("marigold", 4)
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 WARM_UP = 2
+REST_S = 0.3
+"""Before each call: threads of the library before it go on spinning for a while."""
 Pictures = list[NDArray[np.uint8]]
 
 
@@ -150,6 +152,7 @@ def time_cases(
     memory: dict[Case, float] = {}
     for number in range(WARM_UP + rounds):
         for case, call in calls.items():
+            time.sleep(REST_S)
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
                 torch.cuda.synchronize()
