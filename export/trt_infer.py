@@ -14,7 +14,7 @@ from pathlib import Path
 from export.runtime import AUTO, BACKENDS, DepthSession, open_session
 from metricgold.errors import run_cli
 from metricgold.outputs import DEFAULT_FORMATS, FORMATS, Prediction, parse_formats
-from metricgold.picture_files import Camera, Loaded, find_pictures, run
+from metricgold.picture_files import CameraOptions, Loaded, find_pictures, run
 from metricgold.workspace import Workspace
 
 
@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Command line; 0 when every picture was done, 1 when any was refused."""
     options = _parser().parse_args(arguments)
     formats = parse_formats(options.format)
-    camera = Camera(options.fov_deg, options.focal_px)
+    camera = CameraOptions(options.fov_deg, options.focal_px)
     sources = find_pictures(options.images)
     session = open_session(options.model, options.backend, engines=options.engines)
 

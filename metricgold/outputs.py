@@ -178,9 +178,8 @@ def _save_png(path: Path, picture: Picture) -> None:
 
 
 def _write_cloud(prediction: Prediction, paths: Sequence[Path], mesh: bool = False) -> None:
-    write = point_cloud.write_mesh if mesh else point_cloud.write_points
     p = prediction
-    write(paths[0], p.depth, p.rgb, p.intrinsics, p.valid_mask)
+    point_cloud.write(paths[0], p.depth, p.rgb, p.intrinsics, p.valid_mask, mesh)
 
 
 FORMATS: dict[str, Format] = {

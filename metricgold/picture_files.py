@@ -33,7 +33,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Camera:
+class CameraOptions:
     """What the command line says of every picture's camera; at most one of both."""
 
     fov_deg: float | None = None
@@ -46,6 +46,13 @@ class Camera:
             raise UserError(f"--focal-px must be positive, got {self.focal_px:g}")
         if self.fov_deg is not None and self.focal_px is not None:
             raise UserError("--fov-deg and --focal-px say the same thing; give one of them")
+
+    def fov_of(self, height: int) -> tuple[float | None, str]:
+        """Vertical field of view of pictures of that height, and the option that says it."""
+        if self.focal_px is None:
+            return self.fov_deg, "--fov-deg"
+        matrix = geometry.make_intrinsics(self.focal_px, self.focal_px, 0, 0)
+        return geometry.fov_y_deg(matrix, height), "--focal-px"
 
 
 @dataclass(frozen=True)
@@ -95,15 +102,13 @@ def find_pictures(inputs: Sequence[str | Path]) -> list[Source]:
     return found
 
 
-def load(source: Source, camera: Camera) -> Loaded:
+def load(source: Source, camera: CameraOptions) -> Loaded:
     """Read a picture; its camera from the command line, else from EXIF, else unknown."""
     rgb = imaging.load_rgb(source.path)
     height, width = rgb.shape[:2]
-    if camera.fov_deg is not None:
-        return Loaded(source, rgb, camera.fov_deg, "--fov-deg")
-    if camera.focal_px is not None:
-        matrix = geometry.make_intrinsics(camera.focal_px, camera.focal_px, 0, 0)
-        return Loaded(source, rgb, geometry.fov_y_deg(matrix, height), "--focal-px")
+    fov_deg, told = camera.fov_of(height)
+    if fov_deg is not None:
+        return Loaded(source, rgb, fov_deg, told)
     return Loaded(source, rgb, imaging.exif_fov_y_deg(source.path, height, width), "EXIF")
 
 
@@ -111,7 +116,7 @@ def run(
     sources: Sequence[Source],
     predict: Predict,
     *,
-    camera: Camera,
+    camera: CameraOptions,
     out: Path,
     formats: Sequence[str],
     force: bool = False,

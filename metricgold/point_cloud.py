@@ -51,59 +51,41 @@ def faces(depth: Depth, valid_mask: NDArray[np.bool_] | None = None) -> NDArray[
     return both[keep]
 
 
-def write_points(
+def write(
     path: Path,
     depth: Depth,
     rgb: NDArray[np.uint8],
     intrinsics: NDArray[Any],
     valid_mask: NDArray[np.bool_],
+    mesh: bool = False,
 ) -> None:
-    """Coloured points of the valid pixels, as ``path`` ends: .ply (OpenCV frame) or .glb (y up)."""
-    trimesh = _trimesh()
-    _check(valid_mask)
-    points = unproject(depth.astype(np.float64), intrinsics)[valid_mask]
-    cloud = trimesh.PointCloud(_in_frame_of(path, points), colors=rgb[valid_mask])
-    _write(path, cloud)
+    """The valid pixels in their colours, as ``path`` ends: .ply (OpenCV frame) or .glb (y up).
 
+    Points, or a mesh that is open at depth edges.
 
-def write_mesh(
-    path: Path,
-    depth: Depth,
-    rgb: NDArray[np.uint8],
-    intrinsics: NDArray[Any],
-    valid_mask: NDArray[np.bool_],
-) -> None:
-    """A mesh of the valid pixels with their colours, open at depth edges; .ply or .glb."""
+    Raises:
+        UserError: no pixel is valid, there is no face for a mesh, or trimesh is not installed.
+    """
     trimesh = _trimesh()
-    _check(valid_mask)
-    triangles = faces(depth, valid_mask)
-    if not len(triangles):
-        raise UserError("there is no surface to write: depth edges lie between all pixels")
-    points = unproject(depth.astype(np.float64), intrinsics).reshape(-1, 3)
-    mesh = trimesh.Trimesh(
-        _in_frame_of(path, points),
-        triangles,
-        vertex_colors=rgb.reshape(-1, 3),
-        process=False,
-    )
-    mesh.remove_unreferenced_vertices()
-    _write(path, mesh)
+    if not valid_mask.any():
+        raise UserError("no pixel has a depth, so there is no point to write")
+    points = _in_frame_of(path, unproject(depth.astype(np.float64), intrinsics))  # [H, W, 3]
+    if not mesh:
+        shape = trimesh.PointCloud(points[valid_mask], colors=rgb[valid_mask])
+    else:
+        triangles = faces(depth, valid_mask)
+        if not len(triangles):
+            raise UserError("there is no surface to write: depth edges lie between all pixels")
+        vertices, colours = points.reshape(-1, 3), rgb.reshape(-1, 3)
+        shape = trimesh.Trimesh(vertices, triangles, vertex_colors=colours, process=False)
+        shape.remove_unreferenced_vertices()
+    path.write_bytes(shape.export(file_type=path.suffix[1:]))
 
 
 def _in_frame_of(path: Path, points: NDArray[Any]) -> NDArray[np.float32]:
     """PLY keeps the camera's frame (y down, z forward); glTF is defined with y up, z backward."""
-    flip = np.array([1.0, -1.0, -1.0]) if ".glb" in path.suffixes else np.ones(3)
+    flip = np.array([1.0, -1.0, -1.0]) if path.suffix == ".glb" else np.ones(3)
     return (points * flip).astype(np.float32)
-
-
-def _check(valid_mask: NDArray[np.bool_]) -> None:
-    if not valid_mask.any():
-        raise UserError("no pixel has a depth, so there is no point to write")
-
-
-def _write(path: Path, shape: Any) -> None:
-    kind = "glb" if ".glb" in path.suffixes else "ply"
-    path.write_bytes(shape.export(file_type=kind))
 
 
 def _trimesh() -> Any:

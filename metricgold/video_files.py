@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from metricgold import geometry, video, visualize
+from metricgold import video, visualize
 from metricgold.errors import UserError
 from metricgold.outputs import write_outputs
-from metricgold.picture_files import Camera, Loaded, Predict, Source
+from metricgold.picture_files import CameraOptions, Loaded, Predict, Source
 from metricgold.progress import progress_bar
 
 
@@ -18,7 +18,7 @@ def run_video(
     path: Path,
     predict: Predict,
     *,
-    camera: Camera,
+    camera: CameraOptions,
     out: Path,
     formats: Sequence[str],
     force: bool = False,
@@ -44,7 +44,7 @@ def run_video(
     ):
         for count, rgb in enumerate(video.read_frames(path), 1):
             source = Source(path, f"{path.stem}/{count:06d}")
-            fov_deg, told = _fov(camera, rgb.shape[0])
+            fov_deg, told = camera.fov_of(rgb.shape[0])
             ((prediction, _),) = predict([Loaded(source, rgb, fov_deg, told)])
             write_outputs(out, source.name, prediction, formats, force)
             limits = limits or visualize.depth_limits(prediction.depth)
@@ -54,10 +54,3 @@ def run_video(
             bar.update()
     print(f"{path}: {count} frames, wrote {out / path.stem} and {shown}")
     return count
-
-
-def _fov(camera: Camera, height: int) -> tuple[float | None, str]:
-    if camera.focal_px is not None:
-        matrix = geometry.make_intrinsics(camera.focal_px, camera.focal_px, 0, 0)
-        return geometry.fov_y_deg(matrix, height), "--focal-px"
-    return camera.fov_deg, "--fov-deg"

@@ -129,6 +129,7 @@ def train_network(
     banks = open_banks(config, workspace, "train")
 
     def run_for(steps: int, scratch: str) -> None:
+        """Train ``network`` as it is then."""
         values = section.optimizer.model_dump() | {
             "steps": steps, "lr": 1e-3, "checkpoint_every": 10**9, "batch_size": 16,
             "muon": section.latent_phase.muon,
@@ -149,6 +150,7 @@ def train_network(
         checkpoint.discard(workspace.scratch(scratch))
 
     def timed(steps: int) -> float:
+        """Seconds that so many steps take."""
         began = time.perf_counter()
         run_for(steps, "baseline")
         return time.perf_counter() - began

@@ -18,7 +18,7 @@ from metricgold.commands.options import (
 )
 from metricgold.errors import UserError
 from metricgold.outputs import DEFAULT_FORMATS, FORMATS, Prediction, parse_formats
-from metricgold.picture_files import Camera, Loaded, Predict, find_pictures, run
+from metricgold.picture_files import CameraOptions, Loaded, Predict, find_pictures, run
 from metricgold.video import is_video
 from metricgold.video_files import run_video
 
@@ -71,7 +71,7 @@ def infer(
     that cannot be read is told and does not stop the others; the exit code is then 1. Of a video
     (needs ffmpeg) every frame is predicted, and NAME_depth.mp4 shows them all.
     """
-    chosen, camera = parse_formats(formats), Camera(fov_deg, focal_px)
+    chosen, camera = parse_formats(formats), CameraOptions(fov_deg, focal_px)
     videos = [Path(name) for name in inputs if is_video(Path(name))]
     sources = find_pictures([name for name in inputs if not is_video(Path(name))])
     pipeline = open_pipeline(checkpoint, device, dtype)

@@ -7,19 +7,16 @@ calls a depth estimator. Their licences are their own, some are not for commerci
 from __future__ import annotations
 
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from metricgold.errors import UserError
-
-Rgb = NDArray[np.uint8]
-Depth = NDArray[np.float32]
-Intrinsics = NDArray[np.float64] | None
+from metricgold.evaluation.predictors import Depth, Intrinsics, Rgb
 
 SMALLEST_M = 1e-3
 """Depth that predictions of other models are raised to: some give zeros, which no metric takes."""
@@ -33,7 +30,7 @@ class Invariance(StrEnum):
     AFFINE_DISPARITY = "affine-invariant disparity"
 
 
-class _Model:
+class _Model(ABC):
     """Predicts pictures of one size together."""
 
     invariance: Invariance
@@ -42,9 +39,9 @@ class _Model:
         """uint8 [H, W, 3] to [H, W]: metres, or what ``invariance`` says."""
         return self.predict_batch([rgb], [intrinsics])[0]
 
+    @abstractmethod
     def predict_batch(self, rgbs: Sequence[Rgb], intrinsics: Sequence[Intrinsics]) -> Depth:
         """As above for N pictures of the same size: [N, H, W]."""
-        raise NotImplementedError
 
 
 class FunctionPredictor(_Model):

@@ -11,7 +11,7 @@ from PIL import Image
 
 from metricgold.errors import UserError
 from metricgold.outputs import Prediction
-from metricgold.picture_files import Camera, Loaded, find_pictures, run
+from metricgold.picture_files import CameraOptions, Loaded, find_pictures, run
 
 
 def picture(path: Path, size: tuple[int, int] = (8, 6)) -> Path:
@@ -61,7 +61,7 @@ def test_a_bad_picture_does_not_stop_the_others(
     refused = run(
         find_pictures(paths),
         predict,
-        camera=Camera(fov_deg=50),
+        camera=CameraOptions(fov_deg=50),
         out=out,
         formats=["npy"],
         batch_size=batch_size,
@@ -82,7 +82,7 @@ def test_a_result_that_cannot_be_written_does_not_stop_the_others(
 ) -> None:
     paths, out = [picture(tmp_path / f"{n}.png") for n in "ab"], tmp_path / "out"
     (out / "a_depth.npy").mkdir(parents=True)
-    options = {"camera": Camera(), "out": out, "formats": ["npy"], "force": True}
+    options = {"camera": CameraOptions(), "out": out, "formats": ["npy"], "force": True}
     assert run(find_pictures(paths), OneMetre(), **options) == 1
     assert "a.png: " in capsys.readouterr().err
     assert (out / "b_depth.npy").is_file()
@@ -96,7 +96,9 @@ def test_results_that_exist_are_refused_before_anything_is_computed(
     predict, out = OneMetre(), tmp_path / "out"
 
     def again(force: bool) -> int:
-        return run(sources, predict, camera=Camera(), out=out, formats=["npy", "npz"], force=force)
+        return run(
+            sources, predict, camera=CameraOptions(), out=out, formats=["npy", "npz"], force=force
+        )
 
     assert again(False) == 0
     assert again(False) == 1
@@ -115,4 +117,4 @@ def test_results_that_exist_are_refused_before_anything_is_computed(
 )  # fmt: skip
 def test_an_impossible_camera_is_told(options: dict[str, float]) -> None:
     with pytest.raises(UserError, match="--f"):
-        Camera(**options)
+        CameraOptions(**options)

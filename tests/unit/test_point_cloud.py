@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from metricgold.errors import UserError
 from metricgold.geometry import make_intrinsics, pixel_rays
-from metricgold.point_cloud import faces, normals, write_mesh, write_points
+from metricgold.point_cloud import faces, normals, write
 
 K = make_intrinsics(40.0, 40.0, 15.5, 11.5)
 
@@ -54,7 +54,7 @@ def test_a_mesh_faces_the_camera_and_has_the_area_of_the_plane(tmp_path: Path) -
     depth = np.full((24, 32), 4.0, np.float32)
     rgb = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
     valid = np.ones_like(depth, bool)
-    write_mesh(tmp_path / "a.glb", depth, rgb, K, valid)
+    write(tmp_path / "a.glb", depth, rgb, K, valid, mesh=True)
     (mesh,) = trimesh.load(tmp_path / "a.glb", force="scene").geometry.values()
     assert mesh.area == pytest.approx(31 * 23 * (4.0 / 40.0) ** 2, rel=1e-4)
     assert (mesh.face_normals @ [0, 0, 1] > 0.99).all(), "y up, z backward: towards the viewer"
@@ -64,7 +64,7 @@ def test_a_picture_of_edges_alone_has_no_mesh(tmp_path: Path) -> None:
     pytest.importorskip("trimesh")
     depth = np.array([[1.0, 9.0], [9.0, 1.0]], np.float32)
     with pytest.raises(UserError, match="no surface to write"):
-        write_mesh(tmp_path / "a.glb", depth, np.zeros((2, 2, 3), np.uint8), K, depth > 0)
+        write(tmp_path / "a.glb", depth, np.zeros((2, 2, 3), np.uint8), K, depth > 0, mesh=True)
 
 
 def test_points_keep_their_place_and_colour(tmp_path: Path) -> None:
@@ -74,9 +74,9 @@ def test_points_keep_their_place_and_colour(tmp_path: Path) -> None:
     rgb[0, 0] = (200, 100, 50)
     valid = np.zeros_like(depth, bool)
     valid[0, 0] = True
-    write_points(tmp_path / "a.ply", depth, rgb, K, valid)
+    write(tmp_path / "a.ply", depth, rgb, K, valid)
     cloud = trimesh.load(tmp_path / "a.ply")
     np.testing.assert_allclose(cloud.vertices, [[-15.5 / 10, -11.5 / 10, 4.0]], rtol=1e-5)
     assert cloud.colors[0][:3].tolist() == [200, 100, 50]
     with pytest.raises(UserError, match="no pixel has a depth"):
-        write_points(tmp_path / "b.ply", depth, rgb, K, np.zeros_like(valid))
+        write(tmp_path / "b.ply", depth, rgb, K, np.zeros_like(valid))

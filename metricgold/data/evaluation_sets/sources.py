@@ -160,6 +160,7 @@ def _index(
     """The files with their sizes upstream; a mirror, where there is one, is the only address."""
 
     def ask(file: PublishedFile) -> SourceFile:
+        """What its server says of a file."""
         urls = [] if mirrors else list(file.urls)
         try:
             size = first_that_works(addresses(mirrors, file.path, urls), transfer.size, print)[1]
