@@ -99,30 +99,18 @@ class DepthSession:
         self._check(rgb, fov_deg, steps, ensemble_size)
         size = self._size(rgb, processing_resolution)
         seconds: dict[str, float] = {}
-        of_rays = initial_latents is None and steps == self.manifest.num_inference_steps == 1
-        ways = _views(ensemble_size) if of_rays else [False] * ensemble_size
+        if initial_latents is None:
+            starts, ways = self._starts(size, steps, ensemble_size, fov_deg, seed)
+        else:
+            starts, ways = initial_latents, [False] * ensemble_size
         fov = numpy_sampler.fov_features(fov_deg, self.manifest.fov)
-        depths, encoded = [], {}
-        for member, mirrored in enumerate(ways):
-            if mirrored not in encoded:
-                encoded[mirrored] = self._encode(rgb, size, mirrored, seconds)
-            rgb_latent = encoded[mirrored]
-            if of_rays:
-                known = np.array([math.nan if fov_deg is None else fov_deg])
-                grid, channels = rgb_latent.shape[-2:], rgb_latent.shape[1]
-                initial = geometry.ray_latent(known, grid, channels)
-            else:
-                if initial_latents is None:
-                    initial_latents = _noise((ensemble_size, *rgb_latent.shape[1:]), seed)
-                initial = initial_latents[member][None]
+        encoded = {way: self._encode(rgb, size, way, seconds) for way in dict.fromkeys(ways)}
+        depths = []
+        for start, mirrored in zip(starts, ways, strict=True):
             with _timed(seconds, "denoise"):
-                latent = self._denoise(rgb_latent, initial, fov, steps)
+                latent = self._denoise(encoded[mirrored], start[None], fov, steps)
             with _timed(seconds, "decode"):
                 depth = self.backend.run(DEPTH_DECODER.name, {"depth_latent": latent})[0, 0]
-            if not np.isfinite(depth).all():
-                raise ExportError(
-                    f"{self.backend.name} gave non-finite depth; export again with --precision fp32"
-                )
             depths.append(depth[:, ::-1] if mirrored else depth)
         with _timed(seconds, "postprocess"):
             depth, uncertainty = self._fuse(np.stack(depths), rgb.shape[:2])
@@ -133,6 +121,23 @@ class DepthSession:
             size=size,
             seconds=seconds,
         )
+
+    def _starts(
+        self,
+        size: tuple[int, int],
+        steps: int,
+        ensemble_size: int,
+        fov_deg: float | None,
+        seed: int,
+    ) -> tuple[Array, list[bool]]:
+        """What the members start from, [E, C, h, w], and whether each sees the mirror image."""
+        factor, channels = self.manifest.latent_factor, self.manifest.latent_channels
+        grid = size[0] // factor, size[1] // factor
+        if not steps == self.manifest.num_inference_steps == 1:
+            return _noise((ensemble_size, channels, *grid), seed), [False] * ensemble_size
+        ways = _views(ensemble_size)
+        known = np.full(ensemble_size, math.nan if fov_deg is None else fov_deg)
+        return geometry.ray_latent(known, grid, channels), ways
 
     def _encode(
         self,
@@ -162,6 +167,10 @@ class DepthSession:
 
     def _fuse(self, depths: Array, out_size: tuple[int, int]) -> tuple[Array, Array | None]:
         """Depths [E, h, w] to depth and uncertainty at ``out_size``: medians in log-depth."""
+        if not np.isfinite(depths).all():
+            raise ExportError(
+                f"{self.backend.name} gave non-finite depth; export again with --precision fp32"
+            )
         if len(depths) == 1:
             return imaging.resize_depth_log(depths[0], out_size), None
         codec = self.manifest.codec

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from metricgold import geometry, imaging
+
+logger = logging.getLogger(__name__)
 
 PictureInput = str | Path | Image.Image | NDArray[Any] | Tensor
 
@@ -119,6 +122,7 @@ def cameras_of(
             fov = _fov_deg(named[0], value, picture.size[0])
             cameras.append(Camera(fov, named[0]))
         elif picture.exif_fov_deg is not None:
+            logger.info("field of view %.1f° from EXIF", picture.exif_fov_deg)
             cameras.append(Camera(picture.exif_fov_deg, "EXIF"))
         else:
             cameras.append(Camera(None, "unknown"))

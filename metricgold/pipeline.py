@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -19,6 +18,7 @@ from metricgold.diffusion import sample
 from metricgold.ensemble import (
     REDUCTIONS,
     Generators,
+    Reduction,
     View,
     fuse,
     views_of_latents,
@@ -35,8 +35,6 @@ from metricgold.model import (
 )
 from metricgold.pictures_in import Camera, PictureInput, as_pictures, cameras_of
 from metricgold.pretrained import MetricGoldModel
-
-logger = logging.getLogger(__name__)
 
 RESAMPLING = tuple(imaging.RESAMPLING)
 
@@ -138,17 +136,14 @@ class MetricGoldPipeline(MetricGoldModel):
         if resolution is None:
             resolution = self.default_processing_resolution
         kwargs = ensembling_kwargs or {}
-        _check_at_least(1, num_inference_steps=steps, batch_size=batch_size)
-        _check_at_least(1, ensemble_size=ensemble_size)
+        counts = {"num_inference_steps": steps, "ensemble_size": ensemble_size}
+        _check_at_least(1, **counts, batch_size=batch_size)
         _check_at_least(0, processing_resolution=resolution)
         _check_one_of(("np", "pt"), output_type=output_type)
         _check_one_of(RESAMPLING, resample_method_input=resample_method_input)
         _check_one_of(RESAMPLING, resample_method_output=resample_method_output)
         _check_one_of(("reduction",), **{f"ensembling_kwargs key {k}": k for k in kwargs})
         _check_one_of(REDUCTIONS, **kwargs)
-        for index, camera in enumerate(cameras):
-            if camera.source == "EXIF":
-                logger.info("picture %d: field of view %.1f° from EXIF", index, camera.fov_deg)
         if output_uncertainty and ensemble_size == 1 and self.confidence is None:
             raise ValueError(
                 "output_uncertainty needs ensemble_size > 1, or a checkpoint with a confidence head"
@@ -160,12 +155,8 @@ class MetricGoldPipeline(MetricGoldModel):
         )
         depths, errors = [], []
         for index, (picture, size) in enumerate(zip(pictures, sizes, strict=True)):
-            own = range(index * ensemble_size, (index + 1) * ensemble_size)
-            stack = [_upright(results[i].depth_norm, views[i]) for i in own]
-            norm, error = fuse(torch.stack(stack), self.codec.log_range, **kwargs)
-            expected = results[own[0]].relative_error
-            if ensemble_size == 1 and expected is not None:
-                error = expected
+            own = slice(index * ensemble_size, (index + 1) * ensemble_size)
+            norm, error = self._fused(views[own], results[own], **kwargs)
             target = picture.size if match_input_resolution else size
             depth = imaging.resize_depth_log(
                 self.codec.decode(norm.numpy()), target, resample_method_output
@@ -182,6 +173,15 @@ class MetricGoldPipeline(MetricGoldModel):
         if not return_dict:
             return output.prediction, output.uncertainty, output.latent
         return output
+
+    def _fused(
+        self, views: list[View], results: list[_Result], reduction: Reduction = "median"
+    ) -> tuple[Tensor, Tensor]:
+        """Log-depth [h, w] of one picture's predictions, and its relative error [h, w]."""
+        stack = [_upright(r.depth_norm, v) for v, r in zip(views, results, strict=True)]
+        norm, spread = fuse(torch.stack(stack), self.codec.log_range, reduction)
+        expected = results[0].relative_error
+        return norm, spread if len(results) > 1 or expected is None else expected
 
     def _processing_size(self, size: tuple[int, int], resolution: int) -> tuple[int, int]:
         return imaging.processing_size(*size, resolution, self.size_multiple)
