@@ -5,9 +5,11 @@ from __future__ import annotations
 import typer
 
 from metricgold.commands.data import data
+from metricgold.commands.evaluate import evaluate
 from metricgold.commands.infer import infer
 from metricgold.commands.info import info
 from metricgold.commands.plan import plan
+from metricgold.commands.train import train
 from metricgold.errors import run_cli
 
 app = typer.Typer(
@@ -17,6 +19,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(infer)
+app.command()(evaluate)
+app.command()(train)
 app.command()(info)
 app.command()(plan)
 app.add_typer(data, name="data")

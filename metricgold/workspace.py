@@ -87,3 +87,9 @@ class Workspace:
     def scratch(self, stage: str) -> Path:
         """Checkpoints of a stage that is still running; never an output."""
         return self.root / ".work" / stage
+
+
+def checkpoint_of(name: str) -> Path | str:
+    """A folder if it exists or looks like one, else a repository of the hub."""
+    looks_local = name.startswith((".", "/", "~", "artifacts")) or name.count("/") != 1
+    return Path(name).expanduser() if looks_local or Path(name).exists() else name

@@ -30,9 +30,8 @@ from metricgold.data import download, preprocess, procedural_source, source
 from metricgold.data.shards import ShardReader, shard_paths
 from metricgold.depth_codec import DepthCodec
 from metricgold.errors import UserError, run_cli
-from metricgold.evaluation.benchmark import evaluation_mask
-from metricgold.evaluation.boundaries import boundary_score
-from metricgold.evaluation.metrics import depth_metrics, mean_over_images
+from metricgold.evaluation.engine import evaluate
+from metricgold.evaluation.metrics import mean_over_images
 from metricgold.evaluation.predictors import PipelinePredictor
 from metricgold.model import build_toy_vae
 from metricgold.pipeline import MetricGoldPipeline
@@ -284,12 +283,9 @@ def judge(
             use_fov=variant.camera,
         )
         reader = ShardReader(shard_paths(workspace.shards(name), "holdout"))
-        for frame in (reader[i] for i in range(len(reader))):
-            mask = evaluation_mask(frame, codec)
-            prediction = predictor(frame.rgb, frame.intrinsics)
-            figures = depth_metrics(prediction, frame.depth, mask)
-            boundary = boundary_score(prediction, frame.depth, mask)
-            rows.append(figures | {"boundary_f1": boundary.f1})
+        limits = (codec.depth_min_m, codec.depth_max_m)
+        scores = evaluate(reader, range(len(reader)), {"": predictor}, limits).scores[""]
+        rows += scores.rows()
     return mean_over_images(rows) | {"frames": float(len(rows))}
 
 

@@ -17,11 +17,13 @@ import csv
 import json
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -35,10 +37,9 @@ from metricgold.config import (
 from metricgold.data.shards import ShardReader, shard_paths
 from metricgold.depth_codec import DepthCodec
 from metricgold.errors import run_cli
-from metricgold.evaluation.baselines import evaluation_mask
-from metricgold.evaluation.benchmark import FrameResult
-from metricgold.evaluation.boundaries import boundary_score
-from metricgold.evaluation.metrics import bootstrap_interval, depth_metrics, mean_over_images
+from metricgold.evaluation.engine import Evaluation, evaluate
+from metricgold.evaluation.metrics import bootstrap_interval, mean_over_images
+from metricgold.evaluation.predictors import Estimate, Observation, Predictor
 from metricgold.evaluation.summary import datasets_digest
 from metricgold.geometry import fov_y_deg, ray_latent
 from metricgold.pretrained import MetricGoldModel
@@ -53,6 +54,7 @@ from metricgold.workspace import Workspace
 
 WIDTHS = (16, 32, 96, 208, 344)
 TRIAL_STEPS = 200
+BASELINE = "regression"
 COMPARED = ("abs_rel", "delta1", "boundary_f1")
 RESULT = Path("docs/benchmarks/regression_baseline.json")
 
@@ -163,51 +165,66 @@ def train_network(
     return network.eval(), steps, took
 
 
-@torch.no_grad()
-def evaluate(network: nn.Module, config: ProfileConfig, workspace: Workspace) -> list[FrameResult]:
-    """Figures of all held-out frames at native resolution, as MetricGold is evaluated."""
+class RegressionPredictor(Predictor):
+    """The network at the resolution it was trained at."""
+
+    def __init__(self, network: nn.Module, codec: DepthCodec, long_side: int) -> None:
+        self.network, self.codec, self.long_side = network, codec, long_side
+
+    def predict(self, observations: Sequence[Observation]) -> list[Estimate]:
+        """Depth float32 [H, W] in metres at the pictures' own size."""
+        return [Estimate(self._depth(one)) for one in observations]
+
+    @torch.no_grad()
+    def _depth(self, one: Observation) -> NDArray[np.float32]:
+        height, width = one.rgb.shape[:2]
+        size = imaging.processing_size(height, width, self.long_side, 16)
+        rgb = torch.from_numpy(imaging.resize_rgb(one.rgb, size)).permute(2, 0, 1)[None]
+        fov = torch.tensor([fov_y_deg(one.intrinsics, height)])
+        norm = self.network(rgb * 2 - 1, rays_of(fov, size))[0, 0].numpy()
+        return imaging.resize_depth_log(self.codec.decode(np.clip(norm, -1, 1)), (height, width))
+
+
+def evaluated(
+    network: nn.Module, config: ProfileConfig, workspace: Workspace
+) -> dict[str, Evaluation]:
+    """Figures of all held-out frames at native resolution, by dataset."""
     codec = DepthCodec(config.codec.depth_min_m, config.codec.depth_max_m)
-    results = []
+    limits = (codec.depth_min_m, codec.depth_max_m)
+    found = {}
     for name, dataset in config.enabled_datasets().items():
         reader = ShardReader(shard_paths(workspace.shards(name), "holdout"))
-        for index in range(len(reader)):
-            frame = reader[index]
-            height, width = frame.depth.shape
-            size = imaging.processing_size(height, width, max(dataset.train_size), 16)
-            rgb = torch.from_numpy(imaging.resize_rgb(frame.rgb, size)).permute(2, 0, 1)[None]
-            fov = torch.tensor([fov_y_deg(frame.intrinsics, height)])
-            norm = network(rgb * 2 - 1, rays_of(fov, size))[0, 0].numpy()
-            depth = imaging.resize_depth_log(codec.decode(np.clip(norm, -1, 1)), (height, width))
-            mask = evaluation_mask(frame, codec)
-            figures = depth_metrics(depth, frame.depth, mask)
-            figures["boundary_f1"] = boundary_score(depth, frame.depth, mask).f1
-            results.append(FrameResult(index, frame.key, f"{name}/{frame.scene}", figures))
-    return results
+        predictor = RegressionPredictor(network, codec, max(dataset.train_size))
+        found[name] = evaluate(reader, range(len(reader)), {BASELINE: predictor}, limits)
+    return found
 
 
-def compared(results: list[FrameResult], config: ProfileConfig, ws: Workspace) -> dict[str, float]:
-    """MetricGold's figures less the baseline's on the same frames, with 95 % intervals.
+def compared(
+    found: dict[str, Evaluation], config: ProfileConfig, ws: Workspace
+) -> dict[str, float]:
+    """Means of the baseline, and MetricGold's figures less its own on the same frames.
 
     Paired bootstrap: differences a frame, whole scenes drawn with replacement.
     """
-    ours = {}
-    for name in config.enabled_datasets():
+    scenes, theirs, ours = [], [], []
+    for name, one in found.items():
         with (ws.predictions / name / "per_frame.csv").open(newline="") as stream:
-            ours |= {(f"{name}/{row['scene']}", row["key"]): row for row in csv.DictReader(stream)}
-    found = {}
+            rows = {row["key"]: row for row in csv.DictReader(stream)}
+        scenes += [f"{name}/{scene}" for scene in one.scenes]
+        theirs += one.scores[BASELINE].rows()
+        ours += [rows[key] for key in one.keys]
+    result = mean_over_images(theirs) | {"frames": len(theirs)}
     for figure in COMPARED:
         differences = [
-            float(ours[result.scene, result.key][figure]) - result.values[figure]
-            for result in results
+            float(own[figure]) - other[figure] for own, other in zip(ours, theirs, strict=True)
         ]
-        scenes = [result.scene for result in results]
         low, high = bootstrap_interval(differences, scenes, seed=config.seed)
-        found |= {
+        result |= {
             f"{figure}_difference": float(np.mean(differences)),
             f"{figure}_difference_low": low,
             f"{figure}_difference_high": high,
         }
-    return found
+    return result
 
 
 def main() -> None:
@@ -218,9 +235,7 @@ def main() -> None:
     use_all_cores()
     config, workspace = load_config(), Workspace()
     network, steps, took = train_network(config, workspace, seconds)
-    results = evaluate(network, config, workspace)
-    means = mean_over_images([result.values for result in results])
-    means |= {"frames": len(results)} | compared(results, config, workspace)
+    means = compared(evaluated(network, config, workspace), config, workspace)
     result: dict[str, Any] = {name: round(float(value), 5) for name, value in means.items()}
     model = MetricGoldModel.from_pretrained(workspace.model)
     parts = (model.unet, model.image_vae.encoder, model.depth_vae.decoder)

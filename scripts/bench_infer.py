@@ -16,19 +16,17 @@ import argparse
 import copy
 import gc
 import json
-import platform
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from _header import header
 from diffusers import MarigoldDepthPipeline, UNet2DConditionModel
 from numpy.typing import NDArray
 from torch.utils.flop_counter import FlopCounterMode
@@ -218,14 +216,7 @@ def main() -> None:
              (s.split("x") for s in (arguments.sizes or default_sizes).split(","))]  # fmt: skip
     result: dict[str, Any] = {
         "networks": "toy (demo)" if arguments.toy else "Stable Diffusion 2, random weights",
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
-        "threads": torch.get_num_threads(),
-        "machine": platform.platform(),
-        "torch": torch.__version__,
-        "date": datetime.now(UTC).date().isoformat(),
-        "commit": subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-        ).stdout.strip(),
+        **header(device),
         "rounds": arguments.rounds,
         "results": [],
     }

@@ -20,17 +20,15 @@ import argparse
 import gc
 import itertools
 import json
-import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+from _header import header
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -269,13 +267,7 @@ def main() -> None:
     result: dict[str, Any] = {
         "networks": "toy (demo)" if arguments.toy else "Stable Diffusion 2, random weights",
         "size": list(size),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
-        "machine": platform.platform(),
-        "torch": torch.__version__,
-        "date": datetime.now(UTC).date().isoformat(),
-        "commit": subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-        ).stdout.strip(),
+        **header(device),
         "memory_cap_gb": arguments.memory_cap_gb,
         "matmul_tflop_a_second": {p: round(v / 1e12, 2) for p, v in peak.items()},
         "cases": [],

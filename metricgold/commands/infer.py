@@ -14,13 +14,13 @@ from metricgold.commands.options import (
     DeviceOption,
     DtypeOption,
     ForceOption,
-    checkpoint_of,
 )
 from metricgold.errors import UserError
 from metricgold.outputs import DEFAULT_FORMATS, FORMATS, Prediction, parse_formats
 from metricgold.picture_files import CameraOptions, Loaded, Predict, find_pictures, run
 from metricgold.video import is_video
 from metricgold.video_files import run_video
+from metricgold.workspace import checkpoint_of
 
 if TYPE_CHECKING:
     from metricgold.pipeline import MetricGoldPipeline

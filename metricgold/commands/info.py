@@ -11,7 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from metricgold import __version__
-from metricgold.commands.options import CHECKPOINT, CheckpointOption, checkpoint_of
+from metricgold.commands.options import CHECKPOINT, CheckpointOption
+from metricgold.workspace import checkpoint_of
 
 PACKAGES = (
     "torch",

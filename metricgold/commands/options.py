@@ -22,9 +22,3 @@ DtypeOption = Annotated[
     str, typer.Option(help="float32, float16 or bfloat16; metres are float32 in any case.")
 ]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace what exists.")]
-
-
-def checkpoint_of(name: str) -> Path | str:
-    """A folder if it exists or looks like one, else a repository of the hub."""
-    looks_local = name.startswith((".", "/", "~", "artifacts")) or name.count("/") != 1
-    return Path(name).expanduser() if looks_local or Path(name).exists() else name

@@ -6,17 +6,50 @@ aligned depth is clipped to the dataset's range and the usual metrics are comput
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from metricgold.evaluation.metrics import valid_pairs
+Values = NDArray[np.float64]
 
 
-def least_squares_scale_shift(
-    source: NDArray[np.float64], target: NDArray[np.float64]
-) -> tuple[float, float]:
+@dataclass(frozen=True)
+class Alignment:
+    """From a model's numbers to metres: ``s x + t``, then its inverse if ``inverse``, clipped.
+
+    Attributes:
+        scale, shift: s and t.
+        inverse: ``s x + t`` is inverse depth in 1/m.
+        near_m, far_m: what the result is clipped to.
+    """
+
+    scale: float
+    shift: float
+    inverse: bool
+    near_m: float
+    far_m: float
+
+    def __call__(self, values: NDArray[Any]) -> Values:
+        """Depth in metres, of the shape of ``values``."""
+        fitted = self.scale * values.astype(np.float64, copy=False) + self.shift
+        if self.inverse:
+            return 1.0 / np.clip(fitted, 1.0 / self.far_m, 1.0 / self.near_m)
+        return np.clip(fitted, self.near_m, self.far_m)
+
+
+def fit_depth(values: Values, depth: Values, near_m: float, far_m: float) -> Alignment:
+    """The alignment whose ``s x + t`` is closest to true depth [n] in metres."""
+    return Alignment(*least_squares_scale_shift(values, depth), False, near_m, far_m)
+
+
+def fit_disparity(values: Values, depth: Values, near_m: float, far_m: float) -> Alignment:
+    """The alignment whose ``s x + t`` is closest to true inverse depth, of depth [n] in metres."""
+    return Alignment(*least_squares_scale_shift(values, 1.0 / depth), True, near_m, far_m)
+
+
+def least_squares_scale_shift(source: Values, target: Values) -> tuple[float, float]:
     """``s, t`` that minimise ``sum (s source + t - target)^2`` over [n] values.
 
     A constant source cannot carry a scale: ``s = 0`` and ``t = mean(target)``.
@@ -28,38 +61,3 @@ def least_squares_scale_shift(
         return 0.0, float(level)
     scale = float(deviation @ (target - level)) / power
     return scale, float(level - scale * centre)
-
-
-def align_depth(
-    pred: NDArray[Any],
-    gt: NDArray[Any],
-    valid_mask: NDArray[np.bool_],
-    depth_min_m: float,
-    depth_max_m: float,
-) -> NDArray[np.float64]:
-    """Prediction [H, W] after the best scale and shift in depth, clipped to the range [m]."""
-    p, d = valid_pairs(pred, gt, valid_mask)
-    scale, shift = least_squares_scale_shift(p, d)
-    return np.clip(scale * pred.astype(np.float64) + shift, depth_min_m, depth_max_m)
-
-
-def align_disparity(
-    pred: NDArray[Any],
-    gt: NDArray[Any],
-    valid_mask: NDArray[np.bool_],
-    depth_min_m: float,
-    depth_max_m: float,
-) -> NDArray[np.float64]:
-    """As :func:`align_depth`, the fit in inverse depth (1/m); the result is depth in metres."""
-    p, d = valid_pairs(pred, gt, valid_mask)
-    scale, shift = least_squares_scale_shift(1.0 / p, 1.0 / d)
-    disparity = scale / np.where(valid_mask, pred, 1.0).astype(np.float64) + shift
-    return 1.0 / np.clip(disparity, 1.0 / depth_max_m, 1.0 / depth_min_m)
-
-
-def align_median(
-    pred: NDArray[Any], gt: NDArray[Any], valid_mask: NDArray[np.bool_]
-) -> NDArray[np.float64]:
-    """Prediction [H, W] times ``median(gt) / median(pred)`` over the valid pixels."""
-    p, d = valid_pairs(pred, gt, valid_mask)
-    return pred.astype(np.float64) * (np.median(d) / np.median(p))

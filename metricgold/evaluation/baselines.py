@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metricgold.data.sample import Frame
-from metricgold.depth_codec import DepthCodec
 
 PIXELS_PER_FRAME = 2048
 
@@ -45,14 +44,13 @@ def weighted_median(values: NDArray[np.float64], weights: NDArray[np.float64]) -
     return float(values[order][np.searchsorted(reached, 0.5 * reached[-1])])
 
 
-def evaluation_mask(frame: Frame, codec: DepthCodec) -> NDArray[np.bool_]:
-    """Valid pixels [H, W] whose depth the codec can hold: where metrics are computed."""
-    return (
-        frame.valid_mask & (frame.depth >= codec.depth_min_m) & (frame.depth <= codec.depth_max_m)
-    )
+def evaluation_mask(frame: Frame, depth_range_m: tuple[float, float]) -> NDArray[np.bool_]:
+    """Valid pixels [H, W] whose depth is in the range: where metrics are computed."""
+    near_m, far_m = depth_range_m
+    return frame.valid_mask & (frame.depth >= near_m) & (frame.depth <= far_m)
 
 
-def fit_constants(frames: Iterable[Frame], codec: DepthCodec) -> ConstantDepths:
+def fit_constants(frames: Iterable[Frame], depth_range_m: tuple[float, float]) -> ConstantDepths:
     """Both constants from training frames; every frame counts the same, as in the metrics.
 
     Mean AbsRel of a constant c is ``sum |c - d| / d``, so the weighted median with weights
@@ -63,7 +61,7 @@ def fit_constants(frames: Iterable[Frame], codec: DepthCodec) -> ConstantDepths:
     """
     depths, shares = [], []
     for frame in frames:
-        d = frame.depth[evaluation_mask(frame, codec)].astype(np.float64)
+        d = frame.depth[evaluation_mask(frame, depth_range_m)].astype(np.float64)
         d = d[:: max(1, d.size // PIXELS_PER_FRAME)]
         if d.size:
             depths.append(d)

@@ -8,6 +8,7 @@ weighs ten thresholds by their size. It needs no scale: only ratios enter.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,25 +32,46 @@ def _axis_pairs(values: NDArray[Any], axis: int) -> tuple[NDArray[Any], NDArray[
     return values[:, :-1], values[:, 1:]
 
 
-def _edge_levels(
-    depth: NDArray[np.float64], valid_mask: NDArray[np.bool_]
-) -> list[NDArray[np.intp]]:
-    """Four arrays [n]: how many thresholds the pair's ratio exceeds; invalid pairs dropped."""
-    levels = []
-    for axis in (0, 1):
-        first, second = _axis_pairs(depth, axis)
-        mask_first, mask_second = _axis_pairs(valid_mask, axis)
-        both = mask_first & mask_second
-        a, b = first[both], second[both]
-        # inverse depth: (1/b) / (1/a) = a / b, and the opposite direction
-        for ratio in (a / b, b / a):
-            levels.append(np.searchsorted(THRESHOLDS, ratio, side="left"))
-    return levels
+class DepthEdges:
+    """Where neighbouring depths differ, and by how much, in each of four directions.
+
+    Args:
+        depth: [H, W] in any unit, positive where valid.
+        valid_mask: bool [H, W]; a pair that touches an invalid pixel has no edge.
+
+    ``levels`` are four uint8 arrays, a pair each: how many thresholds its ratio exceeds.
+    """
+
+    def __init__(self, depth: NDArray[Any], valid_mask: NDArray[np.bool_]) -> None:
+        known = np.where(valid_mask, depth, np.nan).astype(np.float64, copy=False)
+        self.levels: list[NDArray[np.uint8]] = []
+        for axis in (0, 1):
+            a, b = _axis_pairs(known, axis)
+            # inverse depth: (1/b) / (1/a) = a / b, and the opposite direction
+            self.levels += [_levels(a / b), _levels(b / a)]
+
+    @cached_property
+    def counts(self) -> NDArray[np.int64]:
+        """[4, 10]: how many pairs exceed each threshold."""
+        return np.stack([_exceeding(levels) for levels in self.levels])
+
+    def common(self, other: DepthEdges) -> NDArray[np.int64]:
+        """[4, 10]: how many pairs exceed each threshold here and there."""
+        pairs = zip(self.levels, other.levels, strict=True)
+        return np.stack([_exceeding(np.minimum(a, b)) for a, b in pairs])
 
 
-def _exceeding(levels: NDArray[np.intp]) -> NDArray[np.int64]:
+def _levels(ratio: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """How many thresholds each ratio exceeds; few exceed any, so only those are looked up."""
+    found = np.zeros(ratio.shape, np.uint8)
+    some = ratio > THRESHOLDS[0]  # False for NaN
+    found[some] = np.searchsorted(THRESHOLDS, ratio[some], side="left")
+    return found
+
+
+def _exceeding(levels: NDArray[np.uint8]) -> NDArray[np.int64]:
     """[10]: how many pairs exceed each threshold."""
-    histogram = np.bincount(levels, minlength=len(THRESHOLDS) + 1)
+    histogram = np.bincount(levels[levels > 0], minlength=len(THRESHOLDS) + 1)
     return np.cumsum(histogram[::-1])[::-1][1:]
 
 
@@ -61,25 +83,24 @@ def boundary_score(
     Args:
         pred, gt: z-depth [H, W] in metres, positive where valid.
         valid_mask: bool [H, W]; a pair that touches an invalid pixel is left out.
-
-    As in the source, a direction without any edge counts 0 (not 1), and the F1 of a
-    threshold is 0 where precision and recall both are.
     """
     if pred.shape != gt.shape or pred.shape != valid_mask.shape or pred.ndim != 2:
         raise ValueError(
             f"need equal [H, W], got prediction {pred.shape}, ground truth {gt.shape}, "
             f"valid_mask {valid_mask.shape}"
         )
-    precision, recall = np.zeros(len(THRESHOLDS)), np.zeros(len(THRESHOLDS))
-    pairs = zip(
-        _edge_levels(pred.astype(np.float64), valid_mask),
-        _edge_levels(gt.astype(np.float64), valid_mask),
-        strict=True,
-    )
-    for level_pred, level_gt in pairs:
-        hits = _exceeding(np.minimum(level_pred, level_gt))
-        precision += 0.25 * hits / np.maximum(_exceeding(level_pred), 1)
-        recall += 0.25 * hits / np.maximum(_exceeding(level_gt), 1)
+    return edge_score(DepthEdges(pred, valid_mask), DepthEdges(gt, valid_mask))
+
+
+def edge_score(pred: DepthEdges, gt: DepthEdges) -> BoundaryScore:
+    """Boundary F1, precision and recall of predicted edges.
+
+    As in the source, a direction without any edge counts 0 (not 1), and the F1 of a
+    threshold is 0 where precision and recall both are.
+    """
+    hits = pred.common(gt)  # [4, 10]
+    precision = (hits / np.maximum(pred.counts, 1)).mean(axis=0)
+    recall = (hits / np.maximum(gt.counts, 1)).mean(axis=0)
     total = precision + recall
     f1 = np.divide(2 * precision * recall, total, out=np.zeros_like(total), where=total > 0)
     weights = THRESHOLDS / THRESHOLDS.sum()

@@ -201,6 +201,13 @@ def histogram_chart(
     )
 
 
+def interval(low: float, high: float) -> str:
+    """Label of a bin from ``low`` to below ``high``."""
+    if low == 0 and high == 1:
+        return "<1"
+    return f"≥{low:g}" if math.isinf(high) else f"{low:g}–{high:g}"
+
+
 def running_median(values: Sequence[float], window: int) -> list[float]:
     """Median of up to ``window`` values around each; shorter at the ends."""
     half = window // 2

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,63 @@ def valid_pairs(
     return p, d
 
 
+class Pairs:
+    """Prediction and truth at the valid pixels, [n] each in metres, and what metrics share.
+
+    Args:
+        p, d: float64 [n], finite and positive.
+    """
+
+    def __init__(self, p: NDArray[np.float64], d: NDArray[np.float64]) -> None:
+        self.p, self.d = p, d
+
+    @cached_property
+    def error(self) -> NDArray[np.float64]:
+        """``|p - d|`` in metres."""
+        return np.abs(self.p - self.d)
+
+    @cached_property
+    def relative(self) -> NDArray[np.float64]:
+        """``|p - d| / d``."""
+        return self.error / self.d
+
+    @cached_property
+    def ratio(self) -> NDArray[np.float64]:
+        """``p / d``."""
+        return self.p / self.d
+
+    @cached_property
+    def factor(self) -> NDArray[np.float64]:
+        """``max(p / d, d / p)``, 1 or more."""
+        return np.maximum(self.ratio, 1.0 / self.ratio)
+
+    def abs_rel(self) -> float:
+        """Mean of ``|p - d| / d``."""
+        return float(np.mean(self.relative))
+
+    def delta(self, k: int) -> float:
+        """Share of pixels whose factor is below ``1.25^k``."""
+        return float(np.count_nonzero(self.factor < DELTA_BASE**k) / self.d.size)
+
+    def metrics(self) -> dict[str, float]:
+        """All of :data:`METRIC_NAMES`."""
+        g = np.log(self.ratio)
+        mean_g = g.mean()
+        squares = self.error * self.error
+        return {
+            "abs_rel": self.abs_rel(),
+            "sq_rel": float(np.mean(squares / self.d)),
+            "rmse": math.sqrt(np.mean(squares)),
+            "rmse_log": math.sqrt(np.mean(g * g)),
+            "log10": float(np.abs(g).mean() / math.log(10.0)),
+            "delta1": self.delta(1),
+            "delta2": self.delta(2),
+            "delta3": self.delta(3),
+            "silog": 100.0 * math.sqrt(np.mean((g - mean_g) ** 2)),
+            "scale_ratio": float(np.median(self.ratio)),
+        }
+
+
 def depth_metrics(
     pred: NDArray[Any], gt: NDArray[Any], valid_mask: NDArray[np.bool_]
 ) -> dict[str, float]:
@@ -76,25 +134,7 @@ def depth_metrics(
     Raises:
         ValueError: see :func:`valid_pairs`.
     """
-    p, d = valid_pairs(pred, gt, valid_mask)
-    error, ratio = p - d, p / d
-    g = np.log(ratio)
-    absolute_g = np.abs(g)
-    mean_g = g.mean()
-    mean_g2 = np.mean(g * g)
-    result = {
-        "abs_rel": np.mean(np.abs(error) / d),
-        "sq_rel": np.mean(error * error / d),
-        "rmse": math.sqrt(np.mean(error * error)),
-        "rmse_log": math.sqrt(mean_g2),
-        "log10": absolute_g.mean() / math.log(10.0),
-    }
-    worst = np.maximum(ratio, 1.0 / ratio)
-    for k in (1, 2, 3):
-        result[f"delta{k}"] = np.mean(worst < DELTA_BASE**k)
-    result["silog"] = 100.0 * math.sqrt(np.mean((g - mean_g) ** 2))
-    result["scale_ratio"] = np.median(ratio)
-    return {name: float(value) for name, value in result.items()}
+    return Pairs(*valid_pairs(pred, gt, valid_mask)).metrics()
 
 
 def mean_over_images(per_image: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -47,6 +47,12 @@ svg .grid{stroke:var(--line);stroke-width:1}
 svg polyline{stroke-width:2;stroke-linejoin:round}
 svg polyline.faint{stroke-width:1;opacity:.3}
 svg polygon{fill-opacity:.16;stroke-width:1.5;stroke-linejoin:round}
+canvas.points{display:block;width:100%;height:340px;border-radius:8px;touch-action:none;cursor:grab}
+.buttons{display:flex;flex-wrap:wrap;gap:6px;margin-bottom:8px}
+.buttons button{font:inherit;font-size:.85rem;color:inherit;background:var(--page);padding:3px 10px;
+border:1px solid var(--line);border-radius:14px;cursor:pointer}
+.buttons button[aria-pressed=true]{border-color:var(--gold);color:var(--gold);font-weight:600}
+code{font-size:.85rem;overflow-wrap:anywhere}
 @media(max-width:600px){th,td{padding:6px 8px}th:first-child,td:first-child{white-space:normal;
 min-width:7.5em}h1{font-size:1.5rem}svg text{font-size:14px}}
 """

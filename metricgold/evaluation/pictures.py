@@ -1,10 +1,11 @@
-"""Pictures of the evaluation: comparison panels at fixed ranks of error, and plain examples."""
+"""Pictures of the evaluation: panels and points at fixed ranks of error, and plain examples."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,11 +13,14 @@ from PIL import Image
 
 from metricgold import files, visualize
 from metricgold.data.sample import Frame
-from metricgold.depth_codec import DepthCodec
-from metricgold.evaluation.baselines import evaluation_mask
-from metricgold.evaluation.predictors import PipelinePredictor
-from metricgold.evaluation.skipped import EXAMPLES_FILE, PANELS_FILE
+from metricgold.evaluation import point_view
+from metricgold.evaluation.figures import Truth, aligner
+from metricgold.evaluation.point_view import Cloud
+from metricgold.evaluation.predictors import Observation, Predictor
+from metricgold.evaluation.skipped import CLOUDS_FILE, EXAMPLES_FILE, PANELS_FILE
 from metricgold.geometry import fov_y_deg
+
+Picture = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -39,34 +43,73 @@ def pick_ranks(abs_rel: Sequence[float], count: int) -> list[Rank]:
     return [Rank(order[p], round(100 * p / last, 1), abs_rel[order[p]]) for p in places]
 
 
-def _save_png(picture: NDArray[np.uint8], path: Path) -> None:
+def _save_png(picture: Picture, path: Path) -> None:
     Image.fromarray(picture).save(path, format="PNG", optimize=False)
+
+
+def panel(frame: Frame, predictor: Predictor, depth_range_m: tuple[float, float]) -> Picture:
+    """Picture, truth, prediction and error; of a model without metres its aligned depth."""
+    estimate = predictor.predict([Observation(frame.key, frame.rgb, frame.intrinsics)])[0]
+    truth = Truth(frame, depth_range_m)
+    depth = aligner(truth, estimate, predictor.invariance)(estimate.depth)
+    return visualize.panel(frame.rgb, frame.depth, depth.astype(np.float32), truth.mask)
+
+
+def clouds_of(
+    frame: Frame, predictors: Mapping[str, Predictor], depth_range_m: tuple[float, float]
+) -> dict[str, Cloud]:
+    """Points of the truth and of every prediction, at the pixels that have a truth."""
+    truth = Truth(frame, depth_range_m)
+    depths = {"truth": frame.depth}
+    for label, predictor in predictors.items():
+        estimate = predictor.predict([Observation(frame.key, frame.rgb, frame.intrinsics)])[0]
+        depths[label] = aligner(truth, estimate, predictor.invariance)(estimate.depth)
+    return {
+        label: point_view.cloud_of(depth, frame.rgb, frame.intrinsics, truth.mask)
+        for label, depth in depths.items()
+    }
 
 
 def write_panels(
     folder: Path,
     ranks: Sequence[Rank],
     frames: Sequence[Frame],
-    predictor: PipelinePredictor,
-    codec: DepthCodec,
+    predictor: Predictor,
+    depth_range_m: tuple[float, float],
 ) -> None:
     """``panel_00.png`` ... (rgb, truth, prediction) and ``panels.json`` that says what they are."""
     entries = []
     for i, (rank, frame) in enumerate(zip(ranks, frames, strict=True)):
-        prediction = predictor(frame.rgb, frame.intrinsics)
-        mask = evaluation_mask(frame, codec)
-        picture = visualize.panel(frame.rgb, frame.depth, prediction, mask)
         name = f"panel_{i:02d}.png"
-        _save_png(picture, folder / name)
-        entries.append(
-            {
-                "file": name,
-                "key": frame.key,
-                "percentile": rank.percentile,
-                "abs_rel": round(rank.abs_rel, 5),
-            }
-        )
+        _save_png(panel(frame, predictor, depth_range_m), folder / name)
+        entries.append(_entry(name, rank, frame))
     files.write_json(folder / PANELS_FILE, entries)
+
+
+def write_clouds(
+    folder: Path,
+    ranks: Sequence[Rank],
+    frames: Sequence[Frame],
+    predictors: Mapping[str, Predictor],
+    depth_range_m: tuple[float, float],
+) -> None:
+    """``cloud_00.json`` ... (for the page's view of points) and ``clouds.json``, as above."""
+    entries = []
+    for i, (rank, frame) in enumerate(zip(ranks, frames, strict=True)):
+        name = f"cloud_{i:02d}.json"
+        clouds = clouds_of(frame, predictors, depth_range_m)
+        files.write_json(folder / name, point_view.content(clouds))
+        entries.append(_entry(name, rank, frame))
+    files.write_json(folder / CLOUDS_FILE, entries)
+
+
+def _entry(name: str, rank: Rank, frame: Frame) -> dict[str, Any]:
+    return {
+        "file": name,
+        "key": frame.key,
+        "percentile": rank.percentile,
+        "abs_rel": round(rank.abs_rel, 5),
+    }
 
 
 def write_examples(folder: Path, frames: Sequence[Frame]) -> None:

@@ -1,14 +1,18 @@
-"""One interface for everything that predicts metric depth, so that one benchmark serves all."""
+"""One interface for everything that predicts depth, so that one evaluation serves all."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from metricgold.geometry import fov_y_deg
 from metricgold.pipeline import MetricGoldPipeline
@@ -18,36 +22,79 @@ Depth = NDArray[np.float32]
 Intrinsics = NDArray[np.float64] | None
 
 
-class Predictor(Protocol):
-    """From pictures to metric depth."""
+class Invariance(StrEnum):
+    """What a model's numbers leave open; only METRIC ones may enter the metric track."""
 
-    def __call__(self, rgb: Rgb, intrinsics: Intrinsics) -> Depth:
-        """uint8 [H, W, 3] and K [3, 3] in pixels (None: unknown camera) to depth [H, W] in m."""
-        ...
-
-    def predict_batch(self, rgbs: Sequence[Rgb], intrinsics: Sequence[Intrinsics]) -> Depth:
-        """As above for N pictures of the same size: [N, H, W]."""
-        ...
+    METRIC = "metric"
+    AFFINE_DEPTH = "affine-invariant depth"
+    AFFINE_DISPARITY = "affine-invariant disparity"
 
 
-class ConstantPredictor:
+@dataclass(frozen=True)
+class Observation:
+    """What a predictor is shown of a frame.
+
+    Attributes:
+        key: the frame's name in its set.
+        rgb: uint8 [H, W, 3].
+        intrinsics: K [3, 3] in pixels, or None for an unknown camera.
+    """
+
+    key: str
+    rgb: Rgb
+    intrinsics: Intrinsics
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a predictor says of a frame.
+
+    Attributes:
+        depth: float32 [H, W]: metres, or what the predictor's ``invariance`` says.
+        uncertainty: likewise [H, W], in the unit of ``depth``; None where there is none.
+    """
+
+    depth: Depth
+    uncertainty: Depth | None = None
+
+
+class Predictor(ABC):
+    """From pictures to depth.
+
+    Attributes:
+        invariance: what the numbers leave open.
+        parameters: how many trained numbers it has; None if unknown.
+    """
+
+    invariance: Invariance = Invariance.METRIC
+    parameters: int | None = None
+
+    @abstractmethod
+    def predict(self, observations: Sequence[Observation]) -> list[Estimate]:
+        """Of observations that are all of one size; one estimate each, in order."""
+
+    def __call__(self, rgb: Rgb, intrinsics: Intrinsics = None) -> Depth:
+        """Depth [H, W] of one picture uint8 [H, W, 3]."""
+        return self.predict([Observation("", rgb, intrinsics)])[0].depth
+
+
+class ConstantPredictor(Predictor):
     """The same depth everywhere, whatever the picture."""
+
+    parameters = 1
 
     def __init__(self, depth_m: float) -> None:
         if not (np.isfinite(depth_m) and depth_m > 0):
             raise ValueError(f"a constant depth must be finite and positive, got {depth_m} m")
         self.depth_m = depth_m
 
-    def __call__(self, rgb: Rgb, intrinsics: Intrinsics = None) -> Depth:
+    def predict(self, observations: Sequence[Observation]) -> list[Estimate]:
         """Constant float32 [H, W] in metres."""
-        return np.full(rgb.shape[:2], self.depth_m, dtype=np.float32)
-
-    def predict_batch(self, rgbs: Sequence[Rgb], intrinsics: Sequence[Intrinsics]) -> Depth:
-        """Constant float32 [N, H, W] in metres."""
-        return np.stack([self(rgb) for rgb in rgbs])
+        shapes = [o.rgb.shape[:2] for o in observations]
+        return [Estimate(np.full(shape, self.depth_m, dtype=np.float32)) for shape in shapes]
 
 
-class PipelinePredictor:
+class PipelinePredictor(Predictor):
     """A MetricGold pipeline.
 
     Args:
@@ -55,6 +102,8 @@ class PipelinePredictor:
             None takes what the checkpoint says.
         use_fov: False hides the camera from the network (field of view unknown).
         seed: of the noise, drawn anew for each batch; one-step predictions need none.
+
+    Uncertainty is given where an ensemble or a confidence head gives one.
     """
 
     def __init__(
@@ -73,29 +122,45 @@ class PipelinePredictor:
         self.processing_resolution = processing_resolution
         self.use_fov = use_fov
         self.seed = seed
+        self.parameters = parameters_of(pipeline.components.values())
 
     @classmethod
-    def from_pretrained(cls, folder: Path | str, **options: Any) -> PipelinePredictor:
-        """Load a checkpoint folder; raises ``CheckpointError``. ``options`` as above."""
-        return cls(MetricGoldPipeline.from_pretrained(str(folder)), **options)
+    def from_pretrained(
+        cls, checkpoint: Path | str, device: str | None = None, **options: Any
+    ) -> PipelinePredictor:
+        """Load a checkpoint; raises ``CheckpointError``. ``options`` as above."""
+        pipeline = MetricGoldPipeline.from_pretrained(checkpoint)
+        if device is not None:
+            pipeline.to(device)
+        return cls(pipeline, **options)
 
-    def __call__(self, rgb: Rgb, intrinsics: Intrinsics) -> Depth:
-        """Depth float32 [H, W] in metres at the picture's own size."""
-        return self.predict_batch([rgb], [intrinsics])[0]
-
-    def predict_batch(self, rgbs: Sequence[Rgb], intrinsics: Sequence[Intrinsics]) -> Depth:
-        """Depth float32 [N, H, W] in metres at the pictures' own (common) size."""
+    def predict(self, observations: Sequence[Observation]) -> list[Estimate]:
+        """Depth float32 [H, W] in metres at the pictures' own size."""
         fovs = [
-            fov_y_deg(k, rgb.shape[0]) if self.use_fov and k is not None else None
-            for rgb, k in zip(rgbs, intrinsics, strict=True)
+            fov_y_deg(o.intrinsics, o.rgb.shape[0])
+            if self.use_fov and o.intrinsics is not None
+            else None
+            for o in observations
         ]
+        unsure = self.ensemble_size > 1 or self.pipeline.confidence is not None
         output = self.pipeline(
-            list(rgbs),
+            [o.rgb for o in observations],
             num_inference_steps=self.num_inference_steps,
             ensemble_size=self.ensemble_size,
             processing_resolution=self.processing_resolution,
             fov_deg=fovs,
-            batch_size=len(rgbs) * self.ensemble_size,
+            batch_size=len(observations) * self.ensemble_size,
             generator=torch.Generator().manual_seed(self.seed),
+            output_uncertainty=unsure,
         )
-        return output.prediction[..., 0]
+        errors = output.uncertainty if unsure else [None] * len(observations)
+        return [
+            Estimate(depth[..., 0], None if error is None else error[..., 0])
+            for depth, error in zip(output.prediction, errors, strict=True)
+        ]
+
+
+def parameters_of(parts: Any) -> int:
+    """Number of parameters of those ``parts`` that are networks."""
+    networks = [part for part in parts if isinstance(part, nn.Module)]
+    return sum(p.numel() for network in networks for p in network.parameters())

@@ -1,55 +1,53 @@
-"""Errors by depth range: how good is it at 1 m, and how good at 40 m?"""
+"""Errors by what a pixel is: how good is it at 1 m and at 40 m, at an edge and far from one?"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from metricgold.depth_codec import DepthCodec
-from metricgold.evaluation.metrics import DELTA_BASE, valid_pairs
+from metricgold.evaluation.metrics import DELTA_BASE, Pairs
 
-COLUMNS = ("near_m", "far_m", "pixels", "abs_rel", "delta1", "constant_abs_rel")
-
-
-def octave_edges(codec: DepthCodec) -> NDArray[np.float64]:
-    """Bin edges in metres: the codec's range, cut at 1, 2, 4, 8, 16, 32, 64."""
-    inner = [2.0**i for i in range(7) if codec.depth_min_m < 2.0**i < codec.depth_max_m]
-    return np.array([codec.depth_min_m, *inner, codec.depth_max_m])
+DEPTH_BINS = ((0.0, 1.0), *((2.0**i, 2.0 ** (i + 1)) for i in range(8)), (256.0, np.inf))
+"""From and to, in metres: octaves."""
+EDGE_DISTANCES_PX = ((0, 1), (1, 2), (2, 4), (4, 8), (8, 16), (16, np.inf))
+"""From and to, in pixels along the longer axis to the nearest depth edge of the truth; 0: beside
+it. Pixels of the frame as it is stored."""
 
 
-@dataclass
-class RangeErrors:
-    """Sums over all pixels of all images, one entry a bin; pixels count the same everywhere."""
+class Binned:
+    """Sums over pixels, one entry a bin; every pixel counts the same.
 
-    edges_m: NDArray[np.float64]
+    ``sums`` [3, bins]: pixels, ``|p - d| / d``, pixels within a factor of 1.25.
+    """
 
-    def __post_init__(self) -> None:
-        self.sums = np.zeros((4, len(self.edges_m) - 1))
+    def __init__(self, bins: int) -> None:
+        self.sums = np.zeros((3, bins))
 
-    def add(
-        self,
-        pred: NDArray[Any],
-        gt: NDArray[Any],
-        valid_mask: NDArray[np.bool_],
-        constant_m: float,
-    ) -> None:
-        """Count one image [H, W]; depths in metres, ``constant_m`` is the constant predictor's."""
-        p, d = valid_pairs(pred, gt, valid_mask)
-        bins = np.searchsorted(self.edges_m[1:-1], d, side="right")
-        close = np.maximum(p / d, d / p) < DELTA_BASE
-        columns = (np.ones_like(d), np.abs(p - d) / d, close, np.abs(constant_m - d) / d)
-        for row, values in enumerate(columns):
-            self.sums[row] += np.bincount(bins, weights=values, minlength=self.sums.shape[1])
+    @classmethod
+    def of(cls, bin_of_pixel: NDArray[np.intp], bins: int, pairs: Pairs) -> Binned:
+        """Of one picture's pixels [n]."""
+        made = cls(bins)
+        made.sums[0] = np.bincount(bin_of_pixel, minlength=bins)
+        made.sums[1] = np.bincount(bin_of_pixel, pairs.relative, minlength=bins)
+        made.sums[2] = np.bincount(bin_of_pixel[pairs.factor < DELTA_BASE], minlength=bins)
+        return made
 
-    def rows(self) -> list[tuple[float, float, int, float, float, float]]:
-        """One row of :data:`COLUMNS` a bin that holds pixels, near to far."""
-        result = []
-        bounds = zip(self.edges_m[:-1], self.edges_m[1:], self.sums.T, strict=True)
-        for near, far, (pixels, error, close, constant) in bounds:
-            if pixels:
-                means = (float(error / pixels), float(close / pixels), float(constant / pixels))
-                result.append((float(near), float(far), int(pixels), *means))
-        return result
+    def add(self, other: Binned) -> None:
+        """Count another one in."""
+        self.sums += other.sums
+
+    def rows(self, edges: Sequence[tuple[float, float]]) -> list[dict[str, float]]:
+        """``from``, ``to``, ``pixels``, ``abs_rel`` and ``delta1`` of each bin with pixels."""
+        return [
+            {
+                "from": low,
+                "to": high,
+                "pixels": int(pixels),
+                "abs_rel": float(error / pixels),
+                "delta1": float(close / pixels),
+            }
+            for (low, high), (pixels, error, close) in zip(edges, self.sums.T, strict=True)
+            if pixels
+        ]

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from metricgold.evaluation import charts
+from metricgold.evaluation import charts, point_view
 from metricgold.evaluation.charts import Series
 from metricgold.evaluation.page import chart_card, picture, section, table, text_cell, tile
-from metricgold.evaluation.skipped import PANELS_FILE
+from metricgold.evaluation.skipped import CLOUDS_FILE, PANELS_FILE
 from metricgold.evaluation.summary import Record, flatten, read_json
 from metricgold.workspace import Workspace
 
@@ -39,6 +39,10 @@ METRIC_ROWS = (
     ("boundary_recall", "boundary recall", 3),
     ("frames", "frames", 0),
     ("scenes", "scenes", 0),
+)
+UNCERTAINTY_ROWS = (
+    ("nause", "nAUSE", 3),
+    ("spearman", "Spearman of uncertainty and error", 3),
 )
 YARDSTICK_ROWS = (
     ("abs_rel", "MetricGold, AbsRel", 3),
@@ -74,8 +78,9 @@ def headline(summary: Record) -> str:
         tile(f"{summary['abs_rel']:.3f}", "AbsRel, no alignment"),
         tile(f"{summary['delta1']:.3f}", "δ1, share of pixels within 25 %"),
         tile(f"{summary['ratio_to_constant']:.2f}", "of the best constant's AbsRel"),
-        tile(f"{summary['boundary_f1']:.3f}", "boundary F1"),
     ]
+    if "boundary_f1" in summary:
+        tiles.append(tile(f"{summary['boundary_f1']:.3f}", "boundary F1"))
     if "vae_floor_abs_rel" in summary:
         tiles.append(tile(f"{summary['vae_floor_abs_rel']:.3f}", "AbsRel of the depth VAE alone"))
     tiles.append(
@@ -114,7 +119,8 @@ def _figure(record: Record, key: str, digits: int) -> str:
     return text
 
 
-def _metric_table(columns: Mapping[str, Record], rows: tuple[tuple[str, str, int], ...]) -> str:
+def metric_table(columns: Mapping[str, Record], rows: Sequence[tuple[str, str, int]]) -> str:
+    """A column for every record; rows are (key, label, decimals)."""
     body = [
         [escape(label), *(_figure(record, key, digits) for record in columns.values())]
         for key, label, digits in rows
@@ -128,26 +134,27 @@ def metrics(columns: Mapping[str, Record], skipped: Mapping[str, str]) -> str:
         f'<p class="soft">{escape(name)} is not evaluated: {escape(reason)}.</p>'
         for name, reason in skipped.items()
     )
+    unsure = [row for row in UNCERTAINTY_ROWS if any(row[0] in r for r in columns.values())]
     return (
         section(
             "Metric depth",
             "<p>No scale, no shift, no median is taken from the truth. Each figure is computed "
             "per picture over its valid pixels, then averaged over pictures; the small line is "
             "the 95 % bootstrap interval over scenes.</p>",
-            _metric_table(columns, METRIC_ROWS),
+            metric_table(columns, [*METRIC_ROWS, *unsure]),
             notes,
         )
         + section(
             "Yardsticks",
             "<p>A constant sees nothing of the picture: the best one minimises AbsRel on training "
             "pictures. “Camera unknown” hides the field of view from the network.</p>",
-            _metric_table(columns, YARDSTICK_ROWS),
+            metric_table(columns, YARDSTICK_ROWS),
         )
         + section(
             "Affine-invariant track",
             "<p>For comparison with relative-depth methods only: scale and shift of every picture "
             "are fitted to the truth. Never to be mixed with the figures above.</p>",
-            _metric_table(columns, AFFINE_ROWS),
+            metric_table(columns, AFFINE_ROWS),
         )
     )
 
@@ -165,6 +172,30 @@ def panels(workspace: Workspace, datasets: list[str]) -> str:
     return section("Examples from best to worst", intro, *parts) if parts else ""
 
 
+def clouds(workspace: Workspace, datasets: list[str]) -> str:
+    """Points of a few pictures of each dataset."""
+    views = []
+    for dataset in datasets:
+        folder = workspace.predictions / dataset
+        for entry in read_json(folder / CLOUDS_FILE) or []:
+            caption = f"{dataset}, {_panel_caption(entry)}"
+            views.append((caption, read_json(folder / entry["file"], "evaluate")))
+    return point_views(views)
+
+
+def point_views(views: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
+    """Captions and what :func:`metricgold.evaluation.point_view.content` gives, to be turned."""
+    if not views:
+        return ""
+    cards = [point_view.view(caption, shown) for caption, shown in views]
+    return section(
+        "In three dimensions",
+        "<p>Drag to turn, wheel to zoom, shift and drag to move, double click to go back.</p>",
+        f'<div class="grid2">{"".join(cards)}</div>',
+        point_view.script(),
+    )
+
+
 def _panel_caption(entry: Mapping[str, Any]) -> str:
     names = {0.0: "best", 50.0: "median", 100.0: "worst"}
     rank = names.get(entry["percentile"], f"rank {entry['percentile']:.0f} %")
@@ -180,21 +211,23 @@ def _read_columns(path: Path) -> dict[str, list[float]]:
     return {name: [float(r[name]) for r in rows] for name in (rows[0] if rows else ())}
 
 
-def depth_ranges(workspace: Workspace, datasets: list[str]) -> str:
-    """AbsRel by true depth, beside the constant's."""
+def by_pixel(workspace: Workspace, datasets: list[str]) -> str:
+    """AbsRel by true depth and by distance to a depth edge, beside the constant's."""
     cards = []
     for dataset in datasets:
-        columns = _read_columns(workspace.plots / f"evaluate_{dataset}.csv")
-        if not columns:
-            continue
-        bounds = zip(columns["near_m"], columns["far_m"], strict=True)
-        labels = [f"{low:g}–{high:g}" for low, high in bounds]
-        series = [
-            Series("MetricGold", [], columns["abs_rel"], 0),
-            Series("best constant", [], columns["constant_abs_rel"], 1),
-        ]
-        svg = charts.bar_chart(f"AbsRel by depth, {dataset}", labels, series, "true depth [m]")
-        cards.append(chart_card(f"{dataset}: AbsRel by true depth", svg))
+        for kind, unit, what in (("depth", "m", "true depth"), ("edge", "px", "distance to edge")):
+            columns = _read_columns(workspace.plots / f"evaluate_{dataset}_by_{kind}.csv")
+            if not columns:
+                continue
+            bounds = zip(columns[f"from_{unit}"], columns[f"to_{unit}"], strict=True)
+            labels = [charts.interval(low, high) for low, high in bounds]
+            series = [
+                Series("MetricGold", [], columns["abs_rel"], 0),
+                Series("best constant", [], columns["constant_abs_rel"], 1),
+            ]
+            title = f"{dataset}: AbsRel by {what}"
+            svg = charts.bar_chart(title, labels, series, f"{what} [{unit}]")
+            cards.append(chart_card(title, svg))
     return section(
         "Error by distance", f'<div class="grid2">{"".join(cards)}</div>' if cards else ""
     )

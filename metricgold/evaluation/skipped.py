@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from metricgold import files
-from metricgold.evaluation import ranges
 from metricgold.workspace import Workspace
 
-PANELS_FILE, EXAMPLES_FILE = "panels.json", "examples.json"
+PANELS_FILE, CLOUDS_FILE, EXAMPLES_FILE = "panels.json", "clouds.json", "examples.json"
 """Listings of the pictures of an evaluated dataset."""
+
+BY_PIXEL = {
+    "depth": ("from_m", "to_m", "pixels", "abs_rel", "delta1", "constant_abs_rel"),
+    "edge": ("from_px", "to_px", "pixels", "abs_rel", "delta1", "constant_abs_rel"),
+}
+"""Plots of errors by kind of pixel, and their columns."""
 
 
 def write_skipped(workspace: Workspace, dataset: str) -> None:
@@ -15,8 +20,10 @@ def write_skipped(workspace: Workspace, dataset: str) -> None:
     with files.replaced_folder(workspace.predictions / dataset) as folder:
         files.write_csv(folder / "per_frame.csv", ["key", "scene"], [])
         files.write_json(folder / PANELS_FILE, [])
+        files.write_json(folder / CLOUDS_FILE, [])
         files.write_json(folder / EXAMPLES_FILE, [])
-    files.write_csv(workspace.plots / f"evaluate_{dataset}.csv", ranges.COLUMNS, [])
+    for kind, columns in BY_PIXEL.items():
+        files.write_csv(workspace.plots / f"evaluate_{dataset}_by_{kind}.csv", columns, [])
     reason = "the dataset has weight 0 in this profile"
     skipped = {"frames": 0, "scenes": 0, "reason": reason}
     files.write_json(workspace.metrics / f"evaluate_{dataset}.json", skipped)

@@ -63,10 +63,11 @@ def merge_datasets(records: Mapping[str, Record]) -> Record:
         raise ReportError("no dataset was evaluated; give one a weight above 0 in params.yaml")
     frames = sum(r["frames"] for r in used)
     merged: Record = {"frames": frames, "scenes": sum(r["scenes"] for r in used)}
-    for name in used[0]:
+    for name in dict.fromkeys(name for r in used for name in r):
         if name not in COUNTS and name not in PER_DATASET_ONLY:
-            total = sum(r[name] * r["frames"] for r in used)
-            merged[name] = round(total / frames, DIGITS)
+            have = [r for r in used if name in r]  # a sparse truth has no boundaries
+            total = sum(r[name] * r["frames"] for r in have)
+            merged[name] = round(total / sum(r["frames"] for r in have), DIGITS)
     merged["ratio_to_constant"] = round(merged["abs_rel"] / merged["constant_abs_rel"], DIGITS)
     return merged
 
@@ -145,7 +146,8 @@ def summary_table(workspace: Workspace) -> str:
     columns: dict[str, Record] = {**records, "all": merge_datasets(records)}
     lines = [["", *columns]]
     for label, key, digits in ROWS:
-        lines.append([label, *(f"{column[key]:.{digits}f}" for column in columns.values())])
+        cells = (f"{c[key]:.{digits}f}" if key in c else "–" for c in columns.values())
+        lines.append([label, *cells])
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     text = [
         line[0].ljust(widths[0])

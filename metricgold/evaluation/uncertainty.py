@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 FRACTIONS = 100
 """Points of a sparsification curve."""
@@ -52,21 +51,35 @@ def uncertainty_score(
     error, doubt = np.abs(p - d) / d, u / p
     if np.ptp(error) == 0:
         return UncertaintyScore(1.0, 0.0)  # nothing to rank
+    by_doubt, by_error = _Order(doubt), _Order(error)
     kept = np.maximum(1, np.round(np.linspace(1, 0, FRACTIONS, endpoint=False) * len(error)))
     at = kept.astype(int) - 1
-    curve, oracle = _mean_of_least(error, doubt)[at], _mean_of_least(error, error)[at]
-    ranks, error_ranks = rankdata(doubt), rankdata(error)
-    spearman = 0.0 if np.ptp(doubt) == 0 else float(np.corrcoef(ranks, error_ranks)[0, 1])
+    curve, oracle = by_doubt.mean_of_least(error)[at], by_error.mean_of_least(error)[at]
+    spearman = 0.0
+    if np.ptp(doubt) > 0:
+        spearman = float(np.corrcoef(by_doubt.ranks(), by_error.ranks())[0, 1])
     return UncertaintyScore(
         float((curve - oracle).mean() / (error.mean() - oracle).mean()), spearman
     )
 
 
-def _mean_of_least(error: NDArray[np.float64], key: NDArray[np.float64]) -> NDArray[np.float64]:
-    """[n]: mean error of the 1, 2, ... n pixels of least ``key``; those of equal key are alike."""
-    order = np.argsort(key, kind="stable")
-    _, first, inverse, count = np.unique(
-        key[order], return_index=True, return_inverse=True, return_counts=True
-    )
-    group_means = np.add.reduceat(error[order], first) / count
-    return np.cumsum(group_means[inverse]) / np.arange(1, len(error) + 1)
+class _Order:
+    """[n] values in rising order, equal ones as a group; one sort serves ranks and means."""
+
+    def __init__(self, values: NDArray[np.float64]) -> None:
+        self.order = np.argsort(values)
+        rising = values[self.order]
+        self.first = np.flatnonzero(np.r_[True, rising[1:] != rising[:-1]])
+        self.count = np.diff(np.r_[self.first, len(values)])
+
+    def ranks(self) -> NDArray[np.float64]:
+        """[n]: rank of each value, 1 for the least; equal ones share the mean of theirs."""
+        ranks = np.empty(len(self.order))
+        ranks[self.order] = np.repeat(self.first + (self.count + 1) / 2, self.count)
+        return ranks
+
+    def mean_of_least(self, other: NDArray[np.float64]) -> NDArray[np.float64]:
+        """[n]: mean of ``other`` over the 1, 2, ... n pixels of least value; equal ones alike."""
+        group_means = np.add.reduceat(other[self.order], self.first) / self.count
+        total = np.cumsum(np.repeat(group_means, self.count))
+        return total / np.arange(1, len(total) + 1)

@@ -11,13 +11,12 @@ from hypothesis import strategies as st
 from toy import toy_model
 
 from metricgold.data.sample import Frame
-from metricgold.depth_codec import DepthCodec
 from metricgold.evaluation.baselines import fit_constants, weighted_median
 from metricgold.evaluation.metrics import depth_metrics
-from metricgold.evaluation.predictors import ConstantPredictor, PipelinePredictor
+from metricgold.evaluation.predictors import ConstantPredictor, Observation, PipelinePredictor
 from metricgold.geometry import intrinsics_from_fov
 
-CODEC = DepthCodec(0.1, 80.0)
+RANGE_M = (0.1, 80.0)
 
 
 def frame(depth: Any, valid: Any = None, key: str = "s/0") -> Frame:
@@ -37,7 +36,7 @@ def test_weighted_median_by_hand() -> None:
 
 
 def test_constants_by_hand() -> None:
-    constants = fit_constants([frame([[1.0, 2.0, 4.0, 8.0, 16.0]])], CODEC)
+    constants = fit_constants([frame([[1.0, 2.0, 4.0, 8.0, 16.0]])], RANGE_M)
     assert constants.median_m == 4.0
     # weights 1, 1/2, 1/4, ... sum to 31/16; half is reached at 1
     assert constants.best_abs_rel_m == 1.0
@@ -49,10 +48,10 @@ def test_frames_count_the_same_and_invalid_pixels_do_not_count() -> None:
     few = frame([[3.0, 70.0]], [[True, False]])
     out_of_range = frame([[500.0, 0.0]])
     empty = frame([[1.0]], [[False]])
-    constants = fit_constants([few, many, few, out_of_range, empty], CODEC)
+    constants = fit_constants([few, many, few, out_of_range, empty], RANGE_M)
     assert (constants.median_m, constants.frames) == (3.0, 3)
     with pytest.raises(ValueError, match="no training frame"):
-        fit_constants([empty], CODEC)
+        fit_constants([empty], RANGE_M)
 
 
 @settings(max_examples=20, deadline=None)
@@ -66,16 +65,17 @@ def test_no_other_constant_has_a_smaller_training_error(seed: int) -> None:
         guesses = [(np.full(f.depth.shape, constant), f.depth, f.valid_mask) for f in frames]
         return float(np.mean([depth_metrics(*g)["abs_rel"] for g in guesses]))
 
-    best = error(fit_constants(frames, CODEC).best_abs_rel_m)
+    best = error(fit_constants(frames, RANGE_M).best_abs_rel_m)
     assert best <= min(error(c) for c in np.geomspace(0.1, 80, 60)) + 1e-9
-    assert best <= error(fit_constants(frames, CODEC).median_m) + 1e-9
+    assert best <= error(fit_constants(frames, RANGE_M).median_m) + 1e-9
 
 
 def test_constant_predictor() -> None:
     predictor = ConstantPredictor(2.5)
     rgb = np.zeros((4, 6, 3), np.uint8)
-    depth = predictor.predict_batch([rgb, rgb], [None, None])
-    assert depth.shape == (2, 4, 6)
+    first, depth = (e.depth for e in predictor.predict([Observation("", rgb, None)] * 2))
+    np.testing.assert_array_equal(first, depth)
+    assert depth.shape == (4, 6)
     assert depth.dtype == np.float32
     assert (depth == 2.5).all()
     for bad in (0.0, -1.0, float("nan")):

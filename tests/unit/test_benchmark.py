@@ -8,38 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made_frames import make_frame, write_shards
 from PIL import Image
 from toy import toy_model
 
 from metricgold.config import ProfileConfig, load_config
-from metricgold.data.sample import Frame
-from metricgold.data.shard_writer import ShardWriter
-from metricgold.data.shards import ShardReader, encode_frame, shard_paths
-from metricgold.depth_codec import DepthCodec
+from metricgold.data.shards import ShardReader, shard_paths
 from metricgold.evaluation import benchmark, pictures
-from metricgold.evaluation.baselines import ConstantDepths
-from metricgold.geometry import fov_y_deg, intrinsics_from_fov
+from metricgold.geometry import fov_y_deg
 from metricgold.model import CheckpointError
 from metricgold.workspace import Workspace
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
-
-
-def make_frame(scene: int, index: int, size: tuple[int, int]) -> Frame:
-    rng = np.random.default_rng([scene, index])
-    depth = rng.uniform(1.0 + scene, 3.0 + 2 * scene, size).astype(np.float32)
-    valid = rng.random(size) > 0.2
-    rgb = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
-    sky = np.zeros(size, bool)
-    camera = intrinsics_from_fov(50.0 + 5 * scene, *size)
-    scene_name = f"scene_{scene}"
-    return Frame(f"{scene_name}/{index:03d}", scene_name, rgb, depth, valid, sky, camera)
-
-
-def write_shards(folder: Path, split: str, frames: list[Frame]) -> None:
-    with ShardWriter(folder, split) as writer:  # type: ignore[arg-type]
-        for frame in frames:
-            writer.add(encode_frame(frame, 95))
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
@@ -95,10 +75,16 @@ def test_all_outputs(config: ProfileConfig, workspace: Workspace) -> None:
         with Image.open(folder / panel["file"]) as picture:
             assert picture.mode == "RGB"
 
-    by_range = read_rows(workspace.plots / "evaluate_hypersim.csv")
+    clouds = json.loads((folder / "clouds.json").read_text())
+    assert [c["percentile"] for c in clouds] == [50.0, 100.0]
+    shown = json.loads((folder / clouds[0]["file"]).read_text())
+    assert [c["name"] for c in shown["clouds"]] == ["truth", "metricgold"]
+
     reader = ShardReader(shard_paths(workspace.shards("hypersim"), "holdout"))
     valid = sum(int(reader[i].valid_mask.sum()) for i in range(len(reader)))
-    assert sum(int(r["pixels"]) for r in by_range) == valid
+    for kind in ("depth", "edge"):
+        by_pixel = read_rows(workspace.plots / f"evaluate_hypersim_by_{kind}.csv")
+        assert sum(int(r["pixels"]) for r in by_pixel) == valid
 
 
 def test_examples_are_the_first_frames_of_the_first_scenes(
@@ -140,7 +126,8 @@ def test_a_dataset_left_out_says_so(config: ProfileConfig, workspace: Workspace)
     assert summary["frames"] == 0
     assert "weight 0" in summary["reason"]
     assert (workspace.predictions / "tartanair" / "per_frame.csv").is_file()
-    assert (workspace.plots / "evaluate_tartanair.csv").is_file()
+    assert (workspace.plots / "evaluate_tartanair_by_depth.csv").is_file()
+    assert (workspace.plots / "evaluate_tartanair_by_edge.csv").is_file()
 
 
 def test_missing_model_and_missing_frames_are_named(
@@ -160,36 +147,6 @@ def test_a_diverged_model_is_named(config: ProfileConfig, workspace: Workspace) 
     broken.save_pretrained(workspace.model)
     with pytest.raises(benchmark.EvaluationError, match=r"scene_0/000: .* not finite"):
         benchmark.run(config, workspace, "hypersim")
-
-
-def test_batches_keep_order_and_size() -> None:
-    sizes = [(8, 8)] * 20 + [(8, 12)] + [(1024, 1024)] * 2
-    frames = [(i, make_frame(0, i, size)) for i, size in enumerate(sizes)]
-    grouped = list(benchmark.batches(frames))
-    assert [len(b) for b in grouped] == [benchmark.MAX_BATCH, 4, 1, 1, 1]
-    assert [i for b in grouped for i, _ in b] == list(range(23))
-
-
-def test_a_perfect_prediction_has_perfect_figures() -> None:
-    frame = make_frame(1, 0, (16, 24))
-    constants = ConstantDepths(median_m=3.0, best_abs_rel_m=2.0, frames=1)
-    truth = np.where(frame.valid_mask, frame.depth, 1.0).astype(np.float32)
-    figures = benchmark.frame_figures(frame, truth, 2 * truth, constants, DepthCodec())
-    assert figures["abs_rel"] == figures["rmse"] == 0.0
-    assert figures["delta1"] == figures["boundary_f1"] == 1.0
-    assert figures["unknown_fov_abs_rel"] == pytest.approx(1.0)
-    assert figures["affine_abs_rel"] == pytest.approx(0.0, abs=1e-9)
-    assert figures["affine_disparity_abs_rel"] == pytest.approx(0.0, abs=1e-6)
-    depth = frame.depth[frame.valid_mask]
-    assert figures["constant_abs_rel"] == pytest.approx(np.mean(np.abs(2 - depth) / depth), 1e-6)
-
-
-def test_truth_outside_the_codec_range_is_not_evaluated() -> None:
-    frame = make_frame(1, 0, (16, 24))
-    frame.depth[:8] = 150.0
-    constants = ConstantDepths(3.0, 2.0, 1)
-    guess = np.where(frame.depth > 80, 80.0, frame.depth).astype(np.float32)
-    assert benchmark.frame_figures(frame, guess, guess, constants, DepthCodec())["abs_rel"] == 0.0
 
 
 def test_ranks_are_best_median_worst() -> None:

@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metricgold.depth_codec import DepthCodec
 from metricgold.evaluation.metrics import (
     METRIC_NAMES,
+    Pairs,
     bootstrap_interval,
     depth_metrics,
     mean_over_images,
 )
-from metricgold.evaluation.ranges import RangeErrors, octave_edges
+from metricgold.evaluation.ranges import Binned
 
 
 def slow_metrics(pred: Any, gt: Any, mask: Any) -> dict[str, float]:
@@ -139,16 +139,15 @@ def test_bootstrap_resamples_scenes() -> None:
         bootstrap_interval([], [], seed=0)
 
 
-def test_errors_by_range_by_hand() -> None:
-    edges = octave_edges(DepthCodec(0.1, 5.0))
-    assert edges.tolist() == [0.1, 1.0, 2.0, 4.0, 5.0]
-    errors = RangeErrors(edges)
-    gt = np.array([[0.5, 1.0, 1.5, 5.0]])
-    pred = np.array([[0.5, 1.5, 1.5, 4.5]])
-    mask = np.array([[True, True, True, True]])
-    errors.add(pred, gt, mask, constant_m=1.0)
-    errors.add(pred, gt, mask & (gt < 1), constant_m=1.0)
-    near, middle, far = errors.rows()
-    assert near == pytest.approx((0.1, 1.0, 2, 0.0, 1.0, 1.0))
-    assert middle == pytest.approx((1.0, 2.0, 2, 0.25, 0.5, (0 + 1 / 3) / 2))
-    assert far == pytest.approx((4.0, 5.0, 1, 0.1, 1.0, 0.8))
+def test_errors_by_bin_by_hand() -> None:
+    d = np.array([0.5, 1.0, 1.5, 5.0])
+    p = np.array([0.5, 1.5, 1.5, 4.5])
+    bins = np.array([0, 1, 1, 3])
+    errors = Binned.of(bins, 4, Pairs(p, d))
+    errors.add(Binned.of(bins[:1], 4, Pairs(p[:1], d[:1])))
+    near, middle, far = errors.rows([(0, 1), (1, 2), (2, 4), (4, math.inf)])
+    assert near == {"from": 0, "to": 1, "pixels": 2, "abs_rel": 0.0, "delta1": 1.0}
+    assert middle == {"from": 1, "to": 2, "pixels": 2, "abs_rel": 0.25, "delta1": 0.5}
+    assert far == pytest.approx(
+        {"from": 4, "to": math.inf, "pixels": 1, "abs_rel": 0.1, "delta1": 1.0}
+    )

@@ -15,7 +15,7 @@ from PIL import Image
 from metricgold import files
 from metricgold.config import ProfileConfig, load_config
 from metricgold.evaluation import charts, report
-from metricgold.evaluation.ranges import COLUMNS
+from metricgold.evaluation.skipped import BY_PIXEL
 from metricgold.evaluation.summary import (
     ReportError,
     collect,
@@ -72,7 +72,8 @@ def fill(workspace: Workspace) -> None:
     for dataset in ("hypersim", "virtual_kitti"):
         bounds = [(0.1, 1.0), (1.0, 2.0), (2.0, 4.0), (4.0, 8.0), (8.0, 80.0)]
         errors = [(lo, hi, 1000, 0.15 + 0.01 * hi**0.5, 0.7, 0.6) for lo, hi in bounds]
-        files.write_csv(workspace.plots / f"evaluate_{dataset}.csv", COLUMNS, errors)
+        for kind, columns in BY_PIXEL.items():
+            files.write_csv(workspace.plots / f"evaluate_{dataset}_by_{kind}.csv", columns, errors)
         folder = workspace.predictions / dataset
         folder.mkdir(parents=True)
         panels = []
@@ -157,7 +158,7 @@ def test_page_is_complete_self_contained_and_well_formed(
     assert len(outline.links) == 1 + 6
     assert all(link.startswith("data:") for link in outline.links)
     assert not re.search(r"https?://|url\(|@import|<script", page)
-    assert page.count("<svg") == 4 + 2
+    assert page.count("<svg") == 4 + 2 * 2
     for text in (
         "0.250",
         "best: AbsRel 0.000",
