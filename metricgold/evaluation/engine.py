@@ -56,8 +56,9 @@ class Scores:
 
     def add(self, frame_score: Score) -> None:
         """Count one frame; a figure it has not is NaN there."""
-        for name in frame_score.figures.keys() - self._columns.keys():
-            self._columns[name] = array("d", [np.nan] * self._frames)
+        for name in frame_score.figures:
+            if name not in self._columns:
+                self._columns[name] = array("d", [np.nan] * self._frames)
         for name, column in self._columns.items():
             column.append(frame_score.figures.get(name, np.nan))
         self.by_depth.add(frame_score.by_depth)

@@ -16,7 +16,7 @@ from metricgold.geometry import intrinsics_from_fov
 def make_frame(scene: int, index: int, size: tuple[int, int]) -> Frame:
     rng = np.random.default_rng([scene, index])
     depth = rng.uniform(1.0 + scene, 3.0 + 2 * scene, size).astype(np.float32)
-    valid = rng.random(size) > 0.2
+    valid = rng.random(size) > 0.1
     rgb = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
     sky = np.zeros(size, bool)
     camera = intrinsics_from_fov(50.0 + 5 * scene, *size)

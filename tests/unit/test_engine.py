@@ -19,7 +19,7 @@ from metricgold.data.sample import Frame
 from metricgold.data.shards import ShardReader, shard_paths
 from metricgold.evaluation import engine
 from metricgold.evaluation.engine import TEMPORAL, EvaluationError, evaluate
-from metricgold.evaluation.metrics import bootstrap_interval
+from metricgold.evaluation.metrics import METRIC_NAMES, bootstrap_interval
 from metricgold.evaluation.predictors import (
     ConstantPredictor,
     Estimate,
@@ -70,6 +70,7 @@ def test_figures_are_in_order_whatever_the_number_of_threads() -> None:
     ]
     np.testing.assert_allclose(many.scores["constant"].column("abs_rel"), errors, rtol=1e-6)
     assert many.scores["exact"].mean("abs_rel") == 0
+    assert tuple(many.scores["exact"].names[: len(METRIC_NAMES)]) == METRIC_NAMES  # not a set's
     assert many.scores["constant"].rows()[3]["abs_rel"] == pytest.approx(errors[3], rel=1e-6)
 
 
@@ -185,7 +186,7 @@ def test_a_relative_model_has_no_metric_figures() -> None:
 
 
 def test_memory_does_not_grow_with_the_set(tmp_path: Path) -> None:
-    """216 frames more take less than 20 of them; what is in flight at a time varies with the load."""
+    """216 frames more take less than 20 of them; what is in flight varies with the load."""
     size = (256, 256)
     write_shards(tmp_path, "holdout", [make_frame(1, i, size) for i in range(8)])
     reader = ShardReader(shard_paths(tmp_path, "holdout"))
@@ -225,4 +226,3 @@ def test_genuine_frames_past_models(real_samples: Path) -> None:
     boundary = scores.column("boundary_f1")
     assert boundary[0] == 0  # a flat prediction has no edges
     assert np.isnan(boundary[1])  # LiDAR points have none to find
-    assert (scores.column("affine_abs_rel") < scores.column("abs_rel")).all()

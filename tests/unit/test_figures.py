@@ -45,6 +45,7 @@ def test_a_perfect_estimate_has_perfect_figures() -> None:
 def test_they_are_what_each_gives_alone(seed: int) -> None:
     frame = make_frame(1, seed, (16, 24))
     rng = np.random.default_rng(seed)
+    frame = replace(frame, valid_mask=rng.random((16, 24)) > 0.05)
     depth = (frame.depth * np.exp(rng.normal(0, 0.3, frame.depth.shape))).astype(np.float32)
     unsure = rng.uniform(0, 1, depth.shape).astype(np.float32)
     truth = Truth(frame, (1.5, 80.0))
@@ -64,7 +65,7 @@ def test_they_are_what_each_gives_alone(seed: int) -> None:
 
 
 def test_models_without_metres_are_in_their_own_track_only() -> None:
-    frame = make_frame(1, 0, (16, 24))
+    frame = replace(make_frame(1, 0, (16, 24)), valid_mask=np.ones((16, 24), bool))
     truth = Truth(frame, RANGE_M)
     depth = np.where(frame.valid_mask, frame.depth, 1.0).astype(np.float32)
     relative = score(truth, Estimate(5 - 0.2 * depth), Invariance.AFFINE_DEPTH).figures
