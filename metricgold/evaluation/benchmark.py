@@ -124,7 +124,7 @@ def _write_frames(
         rows = zip(found.keys, found.scenes, *columns, strict=True)
         files.write_csv(folder / "per_frame.csv", ["key", "scene", *names], rows)
         pictures.write_panels(folder, ranks, picked, predictor, limits)
-        median_and_worst = [i for i, rank in enumerate(ranks) if rank.percentile in (50.0, 100.0)]
+        median_and_worst = sorted({len(ranks) // 2, len(ranks) - 1})
         pictures.write_clouds(
             folder,
             [ranks[i] for i in median_and_worst],

@@ -77,7 +77,7 @@
       return { points, colours, count: steps.length / 3 };
     });
     const size = given.size;
-    const home = { yaw: 0.35, pitch: 0.25, x: 0, y: 0, distance: 1.6 * size, size };
+    const home = { yaw: 0.35, pitch: 0.25, x: 0, y: 0, distance: 1.1 * size, size };
     let eye = { ...home };
     let chosen = 0;
 
