@@ -88,6 +88,7 @@ def test_ctrl_c_keeps_what_is_there(stage, serve, monkeypatch: pytest.MonkeyPatc
     workspace, _, run = stage
     whole = fetching.Store.remember
     order = itertools.count(1)
+    pressed = threading.Event()
     main = threading.main_thread().ident
     assert main is not None
 
@@ -95,10 +96,12 @@ def test_ctrl_c_keeps_what_is_there(stage, serve, monkeypatch: pytest.MonkeyPatc
         """The second file is there when Ctrl-C is pressed; those after it take their time."""
         number = next(order)
         if number > 2:
+            pressed.wait(10)
             time.sleep(0.3)
         whole(store, entry)
         if number == 2:
             signal.pthread_kill(main, signal.SIGINT)
+            pressed.set()
 
     monkeypatch.setattr(fetching.Store, "remember", interrupted)
     with pytest.raises(KeyboardInterrupt):
