@@ -156,7 +156,8 @@ class ToyModelConfig(_Section):
     latent_channels: Annotated[int, Field(ge=4)] = 4
 
 
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+"""Of products in training; ``auto``: bf16 where the device multiplies it faster, else fp32."""
 
 
 class MuonConfig(_Section):

@@ -118,7 +118,7 @@ class DepthRegression(Objective):
         target, valid = depth_norm_of(self.codec, batch["depth"], batch["valid_mask"])
         rgb = batch["rgb"]
         predicted = self.network(rgb, rays_of(batch["fov_y_deg"], tuple(rgb.shape[-2:])))
-        return depth_loss(predicted, target, valid, self.codec, self.config)
+        return depth_loss(predicted, target, valid, batch["sky_mask"], self.codec, self.config)
 
 
 def train_network(
@@ -137,7 +137,7 @@ def train_network(
             "muon": section.latent_phase.muon,
         }  # fmt: skip
         optimizer = OptimizerConfig.model_validate(values)
-        keys = ("rgb", "depth", "valid_mask", "fov_y_deg")
+        keys = ("rgb", "depth", "valid_mask", "sky_mask", "fov_y_deg")
         train(
             Run(
                 name=scratch,

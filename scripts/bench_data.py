@@ -235,7 +235,8 @@ def bench_waiting(samples: Path, folder: Path, config: ProfileConfig) -> dict[st
         shares[f"step of {step_ms} ms"] = row = {}
         for workers in (0, 1, 2):
             banks = {"hypersim": FrameBank(ShardReader([shard]), TRAIN_SIZE, 0)}
-            batches = FrameBatches(config, banks, optimizer, 12, ("depth", "valid_mask"))
+            keys = ("depth", "valid_mask", "sky_mask")
+            batches = FrameBatches(config, banks, optimizer, 12, keys)
             loader = BatchLoader(batches, range(steps), workers)
             first, start = 0.0, 0.0
             for number, _ in enumerate(loader):

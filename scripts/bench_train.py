@@ -109,6 +109,7 @@ def make_batch(model: MetricGoldModel, size: tuple[int, int], micro_batch: int) 
         "depth": model.codec.decode(norm),
         "depth_norm": norm,
         "valid_mask": torch.ones(micro_batch, 1, *size, dtype=torch.bool),
+        "sky_mask": torch.zeros(micro_batch, 1, *size, dtype=torch.bool),
         "rgb_latent": noise(channels, *cells),
         "depth_latent": noise(channels, *cells),
         "latent_mask": torch.ones(micro_batch, 1, *cells, dtype=torch.bool),

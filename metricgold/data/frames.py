@@ -65,13 +65,14 @@ def collate(samples: Sequence[TrainSample]) -> dict[str, Tensor]:
     """Batch of samples.
 
     Returns:
-        ``rgb`` [B, 3, H, W] in [-1, 1], ``depth`` [B, 1, H, W] metres, ``valid_mask``
-        bool [B, 1, H, W], ``fov_y_deg`` [B].
+        ``rgb`` [B, 3, H, W] in [-1, 1], ``depth`` [B, 1, H, W] metres, ``valid_mask`` and
+        ``sky_mask`` bool [B, 1, H, W], ``fov_y_deg`` [B].
     """
     rgb = torch.from_numpy(np.stack([s.rgb for s in samples])).permute(0, 3, 1, 2)
     return {
         "rgb": rgb.float() / 127.5 - 1.0,
         "depth": torch.from_numpy(np.stack([s.depth for s in samples]))[:, None].float(),
         "valid_mask": torch.from_numpy(np.stack([s.valid_mask for s in samples]))[:, None],
+        "sky_mask": torch.from_numpy(np.stack([s.sky_mask for s in samples]))[:, None],
         "fov_y_deg": torch.tensor([s.fov_y_deg for s in samples], dtype=torch.float32),
     }

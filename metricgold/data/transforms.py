@@ -23,13 +23,14 @@ class TrainSample:
     """A frame at training size.
 
     Attributes:
-        rgb: uint8 [H, W, 3]. depth: float32 [H, W] metres. valid_mask: bool [H, W].
+        rgb: uint8 [H, W, 3]. depth: float32 [H, W] metres. valid_mask, sky_mask: bool [H, W].
         intrinsics: K [3, 3] of this size. fov_y_deg: its vertical field of view.
     """
 
     rgb: NDArray[np.uint8]
     depth: NDArray[np.float32]
     valid_mask: NDArray[np.bool_]
+    sky_mask: NDArray[np.bool_]
     intrinsics: NDArray[np.float64]
     fov_y_deg: float
 
@@ -75,6 +76,7 @@ def _cut(
         np.asarray(image),
         frame.depth[grid],
         frame.valid_mask[grid],
+        frame.sky_mask[grid],
         intrinsics,
         geometry.fov_y_deg(intrinsics, height),
     )
@@ -101,6 +103,7 @@ def _flipped(sample: TrainSample) -> TrainSample:
         np.ascontiguousarray(sample.rgb[:, ::-1]),
         np.ascontiguousarray(sample.depth[:, ::-1]),
         np.ascontiguousarray(sample.valid_mask[:, ::-1]),
+        np.ascontiguousarray(sample.sky_mask[:, ::-1]),
         np.asarray(intrinsics, np.float64),
         sample.fov_y_deg,
     )

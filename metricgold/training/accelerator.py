@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -19,8 +19,28 @@ from accelerate.state import AcceleratorState
 from metricgold.config import Precision, TrackingConfig
 from metricgold.files import replaced_folder
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+Exact = Literal["fp32", "bf16", "fp16"]
+_DTYPES: dict[Exact, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
 _MIXED = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+
+
+def precision_on(device: torch.device, precision: Precision) -> Exact:
+    """What ``auto`` stands for on a device: bf16 where it has units for it, else fp32.
+
+    A CPU has them with AMX; one with AVX-512 alone was measured to multiply bf16 at 0.4 to 0.6
+    times the rate of fp32.
+    """
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = torch.cpu._is_amx_tile_supported()
+    return "bf16" if fast else "fp32"
 
 
 def make_accelerator(precision: Precision, tracking: TrackingConfig | None = None) -> Accelerator:
@@ -32,7 +52,7 @@ def make_accelerator(precision: Precision, tracking: TrackingConfig | None = Non
     _process()
     AcceleratorState._reset_state()
     return Accelerator(
-        mixed_precision=_MIXED[precision],
+        mixed_precision=_MIXED[precision_on(default_device(), precision)],
         log_with=list(tracking.trackers) or None if tracking else None,
         project_dir=tracking.folder if tracking else None,
     )
@@ -45,7 +65,8 @@ def _process() -> PartialState:
 
 def autocast(precision: Precision, device: torch.device) -> Any:
     """The autocast context of a precision name (fp32: none)."""
-    return torch.autocast(device.type, _DTYPES[precision], enabled=precision != "fp32")
+    exact = precision_on(device, precision)
+    return torch.autocast(device.type, _DTYPES[exact], enabled=exact != "fp32")
 
 
 def default_device() -> torch.device:

@@ -31,7 +31,7 @@ from metricgold.training.base_model import BaseModel
 from metricgold.training.loader import Batch, BatchLoader, loader_workers
 from metricgold.workspace import Workspace
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 
 
 class StaleLatentsError(UserError):
@@ -99,9 +99,10 @@ def _encode_bank(
         rows = {
             "rgb_latent": rgb_latent.cpu().half(),
             "depth_latent": depth_latent.cpu().half(),
-            "latent_mask": latent_mask(valid, vae_factor(depth_vae)),
+            "latent_mask": latent_mask(valid | batch["sky_mask"], vae_factor(depth_vae)),
             "depth_norm": norm.half(),
             "valid_mask": valid,
+            "sky_mask": batch["sky_mask"],
             "fov_y_deg": batch["fov_y_deg"],
         }
         for key, value in rows.items():
@@ -158,7 +159,7 @@ class LatentBank:
         made_with, version = self._file.attrs.get("weights"), self._file.attrs.get("version")
         if made_with != weights or version != CACHE_VERSION:
             raise StaleLatentsError(
-                f"{path}: made with other VAE weights than the present ones; "
+                f"{path}: made with other VAE weights than the present ones, or by other code; "
                 "run 'dvc repro cache_latents'"
             )
         size = sum(d.nbytes for d in self._file.values())

@@ -51,6 +51,7 @@ from metricgold.training.validation import Validation
 from metricgold.workspace import Workspace
 
 CONFIDENCE = "confidence"
+DEPTH_KEYS = ("rgb_latent", "fov_y_deg", "depth_norm", "valid_mask", "sky_mask")
 CURVES = {"latent": "train_one_step_latent.csv", "depth": "train_one_step.csv"}
 
 
@@ -71,12 +72,17 @@ def depth_loss(
     depth_norm: Tensor,
     target: Tensor,
     valid_mask: Tensor,
+    sky_mask: Tensor,
     codec: DepthCodec,
     config: TrainOneStepConfig,
 ) -> dict[str, Tensor]:
-    """The metric loss on depth_norm [B, 1, H, W]: its terms, and their weighted sum ``loss``."""
-    l1 = masked_l1(depth_norm, target, valid_mask)
-    gradient = multiscale_gradient_l1(depth_norm, target, valid_mask)
+    """The metric loss on depth_norm [B, 1, H, W]: its terms, and their weighted sum ``loss``.
+
+    Sky, whose target is +1, enters where errors are compared in depth_norm, not in metres.
+    """
+    known = valid_mask | sky_mask
+    l1 = masked_l1(depth_norm, target, known)
+    gradient = multiscale_gradient_l1(depth_norm, target, known)
     scale = scale_aware_log_loss(
         depth_norm, target, valid_mask, codec.log_range, config.scale_loss_lambda
     )
@@ -104,6 +110,12 @@ class _OneStep(Objective):
         rgb_latent = batch["rgb_latent"].to(self.device)
         return predict_depth_latent(self.network, self.empty_text_embed, rgb_latent, fov_y_deg)
 
+    def depth_loss(self, depth_norm: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """:func:`depth_loss` of the micro-batch."""
+        target = batch["depth_norm"].to(depth_norm)
+        valid, sky = (batch[key].to(target.device) for key in ("valid_mask", "sky_mask"))
+        return depth_loss(depth_norm, target, valid, sky, self.codec, self.config)
+
 
 class LatentObjective(_OneStep):
     """L1 between depth latents, over cells whose every pixel is valid; no decoder is needed.
@@ -116,7 +128,7 @@ class LatentObjective(_OneStep):
 
     network: UNet2DConditionModel | WithDepthHead
     channel_weights: Tensor
-    keys = ("rgb_latent", "fov_y_deg", "depth_norm", "valid_mask", "depth_latent", "latent_mask")
+    keys = (*DEPTH_KEYS, "depth_latent", "latent_mask")
 
     def __init__(
         self, model: MetricGoldModel, config: TrainOneStepConfig, channel_weights: Tensor
@@ -135,8 +147,7 @@ class LatentObjective(_OneStep):
         latent = masked_l1(predicted * weights, target * weights, mask.expand_as(target))
         losses = {"loss": self.config.latent_loss_weight * latent, "latent": latent}
         if isinstance(self.network, WithDepthHead):
-            depth, valid = batch["depth_norm"].to(latent), batch["valid_mask"].to(latent.device)
-            found = depth_loss(self.network.depth_norm, depth, valid, self.codec, self.config)
+            found = self.depth_loss(self.network.depth_norm, batch)
             losses["auxiliary"] = found["loss"]
             losses["loss"] = losses["loss"] + self.config.auxiliary_loss_weight * found["loss"]
         return losses
@@ -145,7 +156,7 @@ class LatentObjective(_OneStep):
 class MetricObjective(_OneStep):
     """The metric loss on decoded depth; gradients pass through the frozen decoder."""
 
-    keys = ("rgb_latent", "fov_y_deg", "depth_norm", "valid_mask")
+    keys = DEPTH_KEYS
 
     def __init__(self, model: MetricGoldModel, config: TrainOneStepConfig) -> None:
         super().__init__(model, config)
@@ -154,8 +165,7 @@ class MetricObjective(_OneStep):
     def forward(self, number: int, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Of cached rows with ``keys``."""
         decoded = decode_depth_norm(self.depth_vae, self.predict(batch, generator))
-        target, valid = batch["depth_norm"].to(decoded), batch["valid_mask"].to(decoded.device)
-        return depth_loss(decoded, target, valid, self.codec, self.config)
+        return self.depth_loss(decoded, batch)
 
 
 class ConfidenceObjective(Objective):

@@ -30,7 +30,7 @@ from metricgold.model import (
     widen_conv_in,
     with_fov_embedding,
 )
-from metricgold.training.accelerator import autocast
+from metricgold.training.accelerator import autocast, precision_on
 from metricgold.training.optimizers import Optimizers
 
 MFU = 0.3
@@ -228,7 +228,8 @@ def matmul_flops_a_second(
     device: torch.device, precision: Precision, seconds: float = 0.5
 ) -> float:
     """Measured: square matrix products in the precision that training multiplies in."""
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    dtype = dtypes[precision_on(device, precision)]
     side = 8192 if device.type == "cuda" else 1024
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
 
@@ -252,11 +253,12 @@ def describe(stages: Iterable[StagePlan], device: torch.device, processes: int =
         "weights", "grads", "optimizer", "EMA", "activations", "sum GB", "hours",
     )  # fmt: skip
     rows: list[tuple[str, ...]] = [heads]
-    speeds: dict[Precision, float] = {}
+    speeds: dict[str, float] = {}
     for stage in stages:
         config = stage.optimizer_config
-        if config.precision not in speeds:
-            speeds[config.precision] = matmul_flops_a_second(device, config.precision)
+        precision = precision_on(device, config.precision)
+        if precision not in speeds:
+            speeds[precision] = matmul_flops_a_second(device, precision)
         sizes = (stage.weights, stage.gradients, stage.optimizer, stage.average, stage.activations)
         rows.append(
             (
@@ -269,7 +271,7 @@ def describe(stages: Iterable[StagePlan], device: torch.device, processes: int =
                 f"{stage.flops / 1e12:.3g}",
                 *(f"{n / 1e9:.2f}" for n in sizes),
                 f"{stage.memory / 1e9:.2f}",
-                f"{stage.hours(speeds[config.precision], processes):.3g}",
+                f"{stage.hours(speeds[precision], processes):.3g}",
             )
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(heads))]

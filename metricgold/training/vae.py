@@ -88,16 +88,17 @@ class DepthObjective(Objective):
         self.codec, self.config = codec, config
 
     def forward(self, number: int, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Of the micro-batch's ``depth`` where ``valid_mask``."""
+        """Of the micro-batch's ``depth`` where ``valid_mask``, and of its sky, which is +1."""
         norm, valid = depth_norm_of(self.codec, batch["depth"], batch["valid_mask"])
+        known = valid | batch["sky_mask"]
         share = crop_share(self.config.crop, number, self.config.optimizer)
-        norm, valid = random_crop((norm, valid), share, vae_factor(self.network), generator)
-        norm, valid = norm.to(self.device), valid.to(self.device)
+        norm, known = random_crop((norm, known), share, vae_factor(self.network), generator)
+        norm, known = norm.to(self.device), known.to(self.device)
         return reconstruction_loss(
             self.network,
             norm.expand(-1, 3, -1, -1),
             norm,
-            valid,
+            known,
             generator,
             self.config.gradient_loss_weight,
             self.config.kl_weight,
@@ -113,7 +114,7 @@ def _train(
     if not section.train_encoder:
         vae.encoder.requires_grad_(False)
         vae.quant_conv.requires_grad_(False)
-    keys = ("depth", "valid_mask")
+    keys = ("depth", "valid_mask", "sky_mask")
 
     train(
         Run(

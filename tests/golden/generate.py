@@ -65,10 +65,14 @@ def loss_values() -> list[float]:
         return torch.randn(2, *shape, generator=generator)
 
     norm = noise(1, 24, 32).clamp(-1, 1)
+    valid_mask = noise(1, 24, 32) > -1
+    sky_mask = ~valid_mask & (torch.arange(24) < 6)[:, None]
+    norm[sky_mask] = 1.0
     batch = {
         "rgb": noise(3, 24, 32).clamp(-1, 1),
         "depth": torch.from_numpy(model.codec.decode(norm.numpy())),
-        "valid_mask": noise(1, 24, 32) > -1,
+        "valid_mask": valid_mask,
+        "sky_mask": sky_mask,
         "depth_norm": norm,
         "rgb_latent": noise(4, 12, 16),
         "depth_latent": noise(4, 12, 16),

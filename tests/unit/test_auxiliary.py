@@ -65,6 +65,7 @@ def latent_loss(**changes: float) -> tuple[LatentObjective, dict[str, Tensor]]:
         "latent_mask": torch.rand(2, 1, 8, 12, generator=generator) < 0.7,
         "depth_norm": torch.rand(2, 1, 16, 24, generator=generator) * 2 - 1,
         "valid_mask": torch.rand(2, 1, 16, 24, generator=generator) < 0.7,
+        "sky_mask": torch.zeros(2, 1, 16, 24, dtype=torch.bool),
         "fov_y_deg": torch.tensor([50.0, 80.0]),
     }
     torch.manual_seed(3)

@@ -23,6 +23,7 @@ from metricgold.errors import UserError
 from metricgold.model import build_toy_vae
 from metricgold.training import checkpoint
 from metricgold.training import tracking as tracking_module
+from metricgold.training.accelerator import precision_on
 from metricgold.training.latents import CACHE_VERSION, LatentBank, StaleLatentsError, weights_hash
 from metricgold.training.loader import Batch
 from metricgold.training.loop import (
@@ -517,3 +518,23 @@ def test_8_bit_adam_says_what_it_needs() -> None:
 def test_muon_and_fp16_do_not_go_together() -> None:
     with pytest.raises(ValueError, match="muon does not go with precision fp16"):
         optimizer_config(muon=MUON, precision="fp16")
+
+
+@pytest.mark.parametrize(
+    ("device", "fast", "expected"),
+    [
+        ("cpu", True, "bf16"),
+        ("cpu", False, "fp32"),
+        ("cuda", True, "bf16"),
+        ("cuda", False, "fp32"),
+    ],
+)
+def test_the_precision_is_what_the_device_multiplies_fast(
+    device: str, fast: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = (
+        "torch.cpu._is_amx_tile_supported" if device == "cpu" else "torch.cuda.is_bf16_supported"
+    )
+    monkeypatch.setattr(asked, lambda **_: fast)
+    assert precision_on(torch.device(device), "auto") == expected
+    assert precision_on(torch.device(device), "bf16") == "bf16"
