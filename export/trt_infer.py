@@ -8,13 +8,12 @@ TensorRT or TensorRT-RTX where engines and a GPU are there, else ONNX Runtime.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
 from export.runtime import AUTO, BACKENDS, DepthSession, open_session
 from metricgold.errors import run_cli
 from metricgold.outputs import DEFAULT_FORMATS, FORMATS, Prediction, parse_formats
-from metricgold.picture_files import CameraOptions, Loaded, find_pictures, run
+from metricgold.picture_files import CameraOptions, Loaded, Predict, find_pictures, run
 from metricgold.workspace import Workspace
 
 
@@ -25,41 +24,54 @@ def main(arguments: list[str] | None = None) -> int:
     camera = CameraOptions(options.fov_deg, options.focal_px)
     sources = find_pictures(options.images)
     session = open_session(options.model, options.backend, engines=options.engines)
-
-    def predict(pictures: Sequence[Loaded]) -> list[tuple[Prediction, str]]:
-        """One after the other."""
-        return [_infer_one(session, picture, options) for picture in pictures]
-
+    predict = predictor(
+        session,
+        steps=options.steps,
+        ensemble_size=options.ensemble,
+        processing_resolution=options.processing_resolution,
+        seed=options.seed,
+    )
     refused = run(
         sources, predict, camera=camera, out=options.out, formats=formats, force=options.force
     )
     return 1 if refused else 0
 
 
-def _infer_one(
-    session: DepthSession, picture: Loaded, options: argparse.Namespace
-) -> tuple[Prediction, str]:
-    result = session.infer(
-        picture.rgb,
-        fov_deg=picture.fov_deg,
-        steps=options.steps,
-        ensemble_size=options.ensemble,
-        processing_resolution=options.processing_resolution,
-        seed=options.seed,
-    )
-    networks = sum(result.seconds[stage] for stage in ("encode", "denoise", "decode"))
-    said = (
-        f"{result.backend}, worked at {result.size[1]}x{result.size[0]}, "
-        f"{networks:.2f} s in the networks"
-    )
-    prediction = Prediction(
-        rgb=picture.rgb,
-        depth=result.depth,
-        uncertainty=result.uncertainty,
-        fov_deg=picture.fov_deg,
-        depth_max_m=session.manifest.depth_max_m,
-    )
-    return prediction, said
+def predictor(
+    session: DepthSession,
+    *,
+    steps: int | None = None,
+    ensemble_size: int = 1,
+    processing_resolution: int | None = None,
+    seed: int = 0,
+) -> Predict:
+    """What is done with pictures, one after the other; arguments as of ``DepthSession.infer``."""
+
+    def infer_one(picture: Loaded) -> tuple[Prediction, str]:
+        """Its depth, and the back-end, working size and time."""
+        result = session.infer(
+            picture.rgb,
+            fov_deg=picture.fov_deg,
+            steps=steps,
+            ensemble_size=ensemble_size,
+            processing_resolution=processing_resolution,
+            seed=seed,
+        )
+        networks = sum(result.seconds[stage] for stage in ("encode", "denoise", "decode"))
+        said = (
+            f"{result.backend}, worked at {result.size[1]}x{result.size[0]}, "
+            f"{networks:.2f} s in the networks"
+        )
+        prediction = Prediction(
+            rgb=picture.rgb,
+            depth=result.depth,
+            uncertainty=result.uncertainty,
+            fov_deg=picture.fov_deg,
+            depth_max_m=session.manifest.depth_max_m,
+        )
+        return prediction, said
+
+    return lambda pictures: [infer_one(picture) for picture in pictures]
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from metricgold.commands.data import data
+from metricgold.commands.demo import demo
 from metricgold.commands.evaluate import evaluate
 from metricgold.commands.infer import infer
 from metricgold.commands.info import info
@@ -19,6 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(infer)
+app.command()(demo)
 app.command()(evaluate)
 app.command()(train)
 app.command()(info)

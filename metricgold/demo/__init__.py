@@ -1,0 +1,1 @@
+"""The page of ``metricgold demo``: plain functions, and Gradio around them."""
