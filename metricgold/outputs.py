@@ -19,6 +19,7 @@ from PIL import Image
 from metricgold import point_cloud, visualize
 from metricgold.errors import UserError
 from metricgold.geometry import make_intrinsics
+from metricgold.sky import sky_mask
 
 ASSUMED_FOV_DEG = 55.0
 """Vertical field of view for geometry where nothing is known of the camera."""
@@ -46,7 +47,7 @@ class Prediction:
         depth: float32 [H, W] in metres.
         uncertainty: as ``depth``, or None.
         fov_deg: vertical field of view, or None if unknown.
-        depth_max_m: the model's farthest depth, or None: what is there may be farther, as sky is.
+        depth_max_m: the model's farthest depth, where sky is; None where that is not known.
     """
 
     rgb: Picture
@@ -64,10 +65,16 @@ class Prediction:
         return make_intrinsics(focal, focal, (width - 1) / 2.0, (height - 1) / 2.0)
 
     @property
+    def sky_mask(self) -> NDArray[np.bool_]:
+        """Pixels at the far end of the model's range, see :func:`metricgold.sky.sky_mask`."""
+        if self.depth_max_m is None:
+            return np.zeros(self.depth.shape, bool)
+        return np.asarray(sky_mask(self.depth, self.depth_max_m))
+
+    @property
     def valid_mask(self) -> NDArray[np.bool_]:
-        """Pixels with a depth that is not the farthest the model knows."""
-        mask = visualize.has_depth(self.depth)
-        return mask if self.depth_max_m is None else mask & (self.depth < 0.99 * self.depth_max_m)
+        """Pixels with a depth that is not sky's."""
+        return visualize.has_depth(self.depth) & ~self.sky_mask
 
 
 @dataclass(frozen=True)
@@ -142,7 +149,11 @@ def _write_npy(prediction: Prediction, paths: Sequence[Path]) -> None:
 
 
 def _write_npz(prediction: Prediction, paths: Sequence[Path]) -> None:
-    arrays = {"depth": prediction.depth, "valid_mask": prediction.valid_mask}
+    arrays = {
+        "depth": prediction.depth,
+        "valid_mask": prediction.valid_mask,
+        "sky_mask": prediction.sky_mask,
+    }
     if prediction.uncertainty is not None:
         arrays["uncertainty"] = prediction.uncertainty
     if prediction.fov_deg is not None:
@@ -184,7 +195,7 @@ def _write_cloud(prediction: Prediction, paths: Sequence[Path], mesh: bool = Fal
 
 FORMATS: dict[str, Format] = {
     "npy": Format(("_depth.npy", "_uncertainty.npy"), _write_npy, "float32 metres"),
-    "npz": Format((".npz",), _write_npz, "depth, uncertainty, mask and K in one file"),
+    "npz": Format((".npz",), _write_npz, "depth, uncertainty, masks and K in one file"),
     "exr": Format(("_depth.exr",), _write_exr, "float32 metres, channel Z"),
     "png16": Format(
         ("_depth_16bit.png", "_depth_16bit.json"),

@@ -35,6 +35,7 @@ from metricgold.model import (
 )
 from metricgold.pictures_in import Camera, PictureInput, as_pictures, cameras_of
 from metricgold.pretrained import MetricGoldModel
+from metricgold.sky import sky_mask
 
 RESAMPLING = tuple(imaging.RESAMPLING)
 
@@ -48,12 +49,14 @@ class MetricGoldOutput(BaseOutput):
         uncertainty: as ``prediction``, in metres, if asked for.
         latent: depth latents [N, C, h, w] of the first member, if asked for.
         cameras: vertical field of view in degrees of every picture, and where it is from.
+        sky_mask: bool, as ``prediction``: what is at the far end of the range, as sky is.
     """
 
     prediction: Any
     uncertainty: Any = None
     latent: Any = None
     cameras: list[Camera] | None = None
+    sky_mask: Any = None
 
 
 @dataclass(frozen=True)
@@ -169,6 +172,7 @@ class MetricGoldPipeline(MetricGoldModel):
             uncertainty=_together(errors, output_type) if output_uncertainty else None,
             latent=_latents([r.latent for r in results]) if output_latent else None,
             cameras=cameras,
+            sky_mask=_together([sky_mask(d, self.codec.depth_max_m) for d in depths], output_type),
         )
         if not return_dict:
             return output.prediction, output.uncertainty, output.latent
@@ -291,7 +295,7 @@ def _upright(depth_norm: Tensor, view: View) -> Tensor:
     return depth_norm.flip(-1) if view.mirrored else depth_norm
 
 
-def _together(arrays: list[NDArray[np.float32]], output_type: str) -> Any:
+def _together(arrays: list[NDArray[Any]], output_type: str) -> Any:
     """[H, W, 1] each to [N, H, W, 1], or a list if sizes differ; for "pt" channels first."""
     if output_type == "pt":
         tensors = [torch.from_numpy(a).permute(2, 0, 1) for a in arrays]

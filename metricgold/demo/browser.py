@@ -15,6 +15,7 @@ from PIL import Image
 from metricgold import visualize
 from metricgold.demo.results import Result
 from metricgold.evaluation import point_view
+from metricgold.sky import SKY_FROM
 
 _LAST = 65535
 _CLOUD_STYLE = """
@@ -40,7 +41,7 @@ def depth_layers(result: Result) -> dict[str, Any]:
         "height": height,
         "near_m": near,
         "far_m": far,
-        "known_to_m": None if p.depth_max_m is None else 0.99 * p.depth_max_m,
+        "known_to_m": None if p.depth_max_m is None else SKY_FROM * p.depth_max_m,
         "colours": _base64(visualize.DEPTH_COLOURS.tobytes()),
         "picture": _jpeg(p.rgb),
         "depth": log_steps(p.depth),

@@ -24,8 +24,10 @@ from metricgold.evaluation.metrics import Pairs
 from metricgold.evaluation.predictors import Estimate, Invariance
 from metricgold.evaluation.ranges import DEPTH_BINS, EDGE_DISTANCES_PX, Binned
 from metricgold.evaluation.uncertainty import uncertainty_score
+from metricgold.sky import sky_mask
 
 Figures = dict[str, float]
+MIN_SKY_SHARE = 0.01
 
 
 class Truth:
@@ -62,6 +64,12 @@ class Truth:
             np.count_nonzero(a & b) for a, b in ((mask[:, 1:], mask[:, :-1]), (mask[1:], mask[:-1]))
         )
         return bool(min(pairs) >= 0.7 * self._at.size)
+
+    @cached_property
+    def sky(self) -> NDArray[np.bool_] | None:
+        """Its sky [H, W], if it is marked and a hundredth of the picture at least."""
+        sky = self.frame.sky_mask
+        return sky if np.count_nonzero(sky) >= MIN_SKY_SHARE * sky.size else None
 
     @cached_property
     def edges(self) -> DepthEdges:
@@ -126,6 +134,10 @@ def score(truth: Truth, estimate: Estimate, invariance: Invariance = Invariance.
         pairs = Pairs(values, truth.depth)
         figures |= pairs.metrics()
         shown: NDArray[np.floating] = estimate.depth
+        if truth.sky is not None:
+            figures["sky_iou"] = _overlap(
+                sky_mask(estimate.depth, truth.depth_range_m[1]), truth.sky, truth.mask
+            )
     else:
         align = next(iter(fits.values()))
         pairs = Pairs(align(values), truth.depth)
@@ -144,6 +156,12 @@ def score(truth: Truth, estimate: Estimate, invariance: Invariance = Invariance.
         )
         figures |= quality._asdict()
     return Score(figures, Binned.of(truth.depth_bins, len(DEPTH_BINS), pairs), by_edge)
+
+
+def _overlap(found: NDArray[np.bool_], true: NDArray[np.bool_], others: NDArray[np.bool_]) -> float:
+    """Intersection over union of two masks, where one knows: in ``true`` or in ``others``."""
+    both = np.count_nonzero(found & true)
+    return both / (np.count_nonzero(true) + np.count_nonzero(found & others))
 
 
 def aligner(truth: Truth, estimate: Estimate, invariance: Invariance) -> Callable[[Any], Any]:

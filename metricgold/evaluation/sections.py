@@ -37,6 +37,7 @@ METRIC_ROWS = (
     ("boundary_f1", "boundary F1", 3),
     ("boundary_precision", "boundary precision", 3),
     ("boundary_recall", "boundary recall", 3),
+    ("sky_iou", "sky IoU", 3),
     ("frames", "frames", 0),
     ("scenes", "scenes", 0),
 )

@@ -18,7 +18,7 @@ FLOOR_NAMES = ("abs_rel", "delta1", "boundary_f1", "abs_rel_edges")
 BASELINE_FILE = Path("docs", "benchmarks", "regression_baseline.json")
 INTERVALS = ("abs_rel_low", "abs_rel_high", "delta1_low", "delta1_high")
 # Means of these over datasets would mean nothing.
-PER_DATASET_ONLY = (*INTERVALS, "constant_depth_m", "constant_median_depth_m")
+PER_DATASET_ONLY = (*INTERVALS, "constant_depth_m", "constant_median_depth_m", "sky_iou")
 
 Record = dict[str, Any]
 
@@ -126,6 +126,7 @@ ROWS = (
     ("SILog", "silog", 1),
     ("scale ratio", "scale_ratio", 3),
     ("boundary F1", "boundary_f1", 3),
+    ("sky IoU", "sky_iou", 3),
     ("AbsRel, camera unknown", "unknown_fov_abs_rel", 3),
     ("AbsRel, affine-invariant", "affine_abs_rel", 3),
     ("AbsRel of best constant", "constant_abs_rel", 3),

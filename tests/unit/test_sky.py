@@ -10,20 +10,23 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from made_frames import make_frame, write_shards
 from torch import Tensor
+from toy import toy_model
 
 from metricgold.config import load_config
 from metricgold.data.frames import collate
 from metricgold.data.sample import Frame
 from metricgold.data.transforms import to_training_size
 from metricgold.depth_codec import DepthCodec
+from metricgold.evaluation.figures import Truth, score
+from metricgold.evaluation.predictors import Estimate, Invariance
+from metricgold.outputs import Prediction
 from metricgold.training import latents
 from metricgold.training.base_model import BaseModel
 from metricgold.training.one_step import depth_loss
 from metricgold.training.vae import DepthObjective
 from metricgold.workspace import Workspace
-from tests.unit.made_frames import make_frame, write_shards
-from tests.unit.toy import toy_model
 
 SECTION = load_config("params.yaml", "smoke").train_one_step
 CODEC = DepthCodec(0.1, 80.0)
@@ -105,3 +108,40 @@ def test_the_latent_cache_keeps_sky_and_compares_latents_of_it(tmp_path: Path) -
     assert compared[:4].all()  # cells of 2x2: eight rows of sky
     assert not compared[4].any()  # half of it has no depth and is no sky
     assert compared[5:].all()
+
+
+def test_what_is_at_the_far_end_is_sky_and_has_no_depth() -> None:
+    depth = np.array([[1.0, 71.9, 72.1, 80.0, np.nan]], np.float32)
+    found = Prediction(np.zeros((1, 5, 3), np.uint8), depth, depth_max_m=80.0)
+    assert found.sky_mask.tolist() == [[False, False, True, True, False]]
+    assert found.valid_mask.tolist() == [[True, True, False, False, False]]
+    unknown = Prediction(found.rgb, depth)
+    assert not unknown.sky_mask.any()
+    assert unknown.valid_mask.tolist() == [[True, True, True, True, False]]
+
+
+@pytest.mark.parametrize("output_type", ["np", "pt"])
+def test_the_pipeline_marks_sky(output_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = toy_model()
+    pictures = [np.zeros((16, 24, 3), np.uint8), np.zeros((24, 24, 3), np.uint8)]
+    output = model(pictures, output_type=output_type)
+    for depth, sky in zip(output.prediction, output.sky_mask, strict=True):
+        assert tuple(sky.shape) == tuple(depth.shape)
+        assert not sky.any()
+    far = torch.full((1, 1, 16, 24), 1.0)
+    monkeypatch.setattr("metricgold.pipeline.decode_depth_norm", lambda *_: far)
+    found = model(pictures[0], output_type=output_type).sky_mask
+    assert bool(found.all())
+    assert "bool" in str(found.dtype)
+
+
+def test_overlap_of_skies_by_hand() -> None:
+    """8 of 32 rows are sky, one is unknown; rows 4 to 11 are predicted as sky."""
+    depth = np.full(SIZE, 5.0, np.float32)
+    depth[4:12] = 79.0
+    truth = Truth(frame_with_sky(), (0.1, 80.0))
+    found = score(truth, Estimate(depth)).figures["sky_iou"]
+    assert found == pytest.approx(4 / (8 + 3))  # the unknown row counts for nobody
+    assert "sky_iou" not in score(truth, Estimate(depth), Invariance.AFFINE_DEPTH).figures
+    none = Truth(make_frame(0, 0, SIZE), (0.1, 80.0))
+    assert "sky_iou" not in score(none, Estimate(depth)).figures
