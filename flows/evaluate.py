@@ -14,7 +14,9 @@ def run(config: ProfileConfig, workspace: Workspace, dataset: DatasetName) -> No
 
         return write_skipped(workspace, dataset)
     from metricgold.evaluation import benchmark
+    from metricgold.memory import keep_freed_memory
 
+    keep_freed_memory()
     benchmark.run(config, workspace, dataset)
 
 

@@ -36,6 +36,7 @@ from metricgold.evaluation.engine import evaluate
 from metricgold.evaluation.predictors import Estimate, Observation, Predictor
 from metricgold.evaluation.ranges import DEPTH_BINS, EDGE_DISTANCES_PX
 from metricgold.geometry import intrinsics_from_fov
+from metricgold.memory import keep_freed_memory
 from metricgold.progress import progress_bar
 
 RANGE_M = (0.1, 80.0)
@@ -294,6 +295,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=OUT)
     arguments = parser.parse_args()
+    keep_freed_memory()  # for both ways, as the commands do it
     height, width = (int(n) for n in arguments.size.split("x"))
     with tempfile.TemporaryDirectory() as scratch:
         answers = {}

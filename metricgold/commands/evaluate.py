@@ -73,6 +73,7 @@ def evaluate(
     from metricgold import files
     from metricgold.evaluation import comparison, comparison_page
     from metricgold.evaluation.benchmark import evenly_spaced
+    from metricgold.memory import keep_freed_memory
     from metricgold.training.accelerator import default_device
 
     names = _names(models or [f"metricgold={CHECKPOINT}"])
@@ -82,6 +83,7 @@ def evaluate(
         raise UserError(f"{out}: holds other things than an evaluation; name another --out")
     reader, limits = _open(data), _range(data, min_depth, max_depth)
     print(f"{len(reader)} frames; truth from {limits[0]:g} to {limits[1]:g} m is evaluated")
+    keep_freed_memory()
     found = comparison.compare(
         reader,
         evenly_spaced(len(reader), frames),

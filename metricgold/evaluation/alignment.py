@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from metricgold.evaluation.metrics import dot
+
 Values = NDArray[np.float64]
 
 
@@ -33,10 +35,12 @@ class Alignment:
 
     def __call__(self, values: NDArray[Any]) -> Values:
         """Depth in metres, of the shape of ``values``."""
-        fitted = self.scale * values.astype(np.float64, copy=False) + self.shift
+        fitted = np.multiply(values, self.scale, dtype=np.float64)
+        fitted += self.shift
         if self.inverse:
-            return 1.0 / np.clip(fitted, 1.0 / self.far_m, 1.0 / self.near_m)
-        return np.clip(fitted, self.near_m, self.far_m)
+            np.clip(fitted, 1.0 / self.far_m, 1.0 / self.near_m, out=fitted)
+            return np.divide(1.0, fitted, out=fitted)
+        return np.clip(fitted, self.near_m, self.far_m, out=fitted)
 
 
 def fit_depth(values: Values, depth: Values, near_m: float, far_m: float) -> Alignment:
@@ -44,9 +48,9 @@ def fit_depth(values: Values, depth: Values, near_m: float, far_m: float) -> Ali
     return Alignment(*least_squares_scale_shift(values, depth), False, near_m, far_m)
 
 
-def fit_disparity(values: Values, depth: Values, near_m: float, far_m: float) -> Alignment:
-    """The alignment whose ``s x + t`` is closest to true inverse depth, of depth [n] in metres."""
-    return Alignment(*least_squares_scale_shift(values, 1.0 / depth), True, near_m, far_m)
+def fit_disparity(values: Values, inverse_depth: Values, near_m: float, far_m: float) -> Alignment:
+    """The alignment whose ``s x + t`` is closest to true inverse depth [n] in 1/m."""
+    return Alignment(*least_squares_scale_shift(values, inverse_depth), True, near_m, far_m)
 
 
 def least_squares_scale_shift(source: Values, target: Values) -> tuple[float, float]:
@@ -56,8 +60,8 @@ def least_squares_scale_shift(source: Values, target: Values) -> tuple[float, fl
     """
     centre, level = source.mean(), target.mean()
     deviation = source - centre
-    power = float(deviation @ deviation)
-    if power <= 1e-12 * max(float(source @ source), 1e-300):
+    power = dot(deviation, deviation)
+    if power <= 1e-12 * max(dot(source, source), 1e-300):
         return 0.0, float(level)
-    scale = float(deviation @ (target - level)) / power
+    scale = dot(deviation, target - level) / power
     return scale, float(level - scale * centre)

@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 THRESHOLDS = np.linspace(1.05, 1.25, 10)
+NEARLY_FIRST = THRESHOLDS[0] * (1 - 1e-9)
+"""So that no ratio is missed when its inverse is compared."""
 
 
 class BoundaryScore(NamedTuple):
@@ -25,11 +27,13 @@ class BoundaryScore(NamedTuple):
     recall: float
 
 
-def _axis_pairs(values: NDArray[Any], axis: int) -> tuple[NDArray[Any], NDArray[Any]]:
-    """First and second pixel of each neighbouring pair along ``axis``."""
+def _axis_pairs(
+    values: NDArray[Any], axis: int, step: int = 1
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """First and second pixel of each pair that is ``step`` apart along ``axis``."""
     if axis == 0:
-        return values[:-1], values[1:]
-    return values[:, :-1], values[:, 1:]
+        return values[:-step], values[step:]
+    return values[:, :-step], values[:, step:]
 
 
 class DepthEdges:
@@ -48,7 +52,9 @@ class DepthEdges:
         for axis in (0, 1):
             a, b = _axis_pairs(known, axis)
             # inverse depth: (1/b) / (1/a) = a / b, and the opposite direction
-            self.levels += [_levels(a / b), _levels(b / a)]
+            ratio = a / b
+            self.levels.append(_levels(ratio > THRESHOLDS[0], a, b))
+            self.levels.append(_levels(ratio < 1.0 / NEARLY_FIRST, b, a))
 
     @cached_property
     def counts(self) -> NDArray[np.int64]:
@@ -61,12 +67,12 @@ class DepthEdges:
         return np.stack([_exceeding(np.minimum(a, b)) for a, b in pairs])
 
 
-def _levels(ratio: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """How many thresholds each ratio exceeds; few exceed any, so only those are looked up."""
-    found = np.zeros(ratio.shape, np.uint8)
-    some = ratio > THRESHOLDS[0]  # False for NaN
-    found[some] = np.searchsorted(THRESHOLDS, ratio[some], side="left")
-    return found
+def _levels(some: NDArray[np.bool_], a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.uint8]:
+    """How many thresholds ``a / b`` exceeds where ``some``; 0 elsewhere. Few exceed any."""
+    levels = np.zeros(some.shape, np.uint8)
+    at = np.unravel_index(np.flatnonzero(some), some.shape)
+    levels[at] = np.searchsorted(THRESHOLDS, a[at] / b[at], side="left")
+    return levels
 
 
 def _exceeding(levels: NDArray[np.uint8]) -> NDArray[np.int64]:
@@ -112,12 +118,24 @@ def edge_mask(
 ) -> NDArray[np.bool_]:
     """Pixels [H, W] beside a depth edge: valid, as is a 4-neighbour more than ``ratio`` away."""
     near_edge = np.zeros(depth.shape, dtype=bool)
-    filled = np.where(valid_mask, depth, 1.0).astype(np.float64)
+    known = np.where(valid_mask, depth, np.nan).astype(np.float64, copy=False)
     for axis in (0, 1):
-        first, second = _axis_pairs(filled, axis)
-        mask_first, mask_second = _axis_pairs(valid_mask, axis)
-        jump = np.maximum(first / second, second / first) > ratio
-        edge = jump & mask_first & mask_second
+        first, second = _axis_pairs(known, axis)
+        edge = np.maximum(first, second) > ratio * np.minimum(first, second)  # not for NaN
         for side in _axis_pairs(near_edge, axis):
             side |= edge
     return near_edge
+
+
+def grown(mask: NDArray[np.bool_], step: int) -> NDArray[np.bool_]:
+    """``mask`` [H, W] and what is ``step`` rows or columns, or both, away from it.
+
+    Of squares of 2r + 1 pixels, 2r + 1 >= step, it makes squares of 2 (r + step) + 1.
+    """
+    for axis in (0, 1):
+        wider = mask.copy()
+        first, second = _axis_pairs(mask, axis, step)
+        for side, other in zip(_axis_pairs(wider, axis, step), (second, first), strict=True):
+            side |= other
+        mask = wider
+    return mask

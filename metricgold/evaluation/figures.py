@@ -7,6 +7,7 @@ numbers are not metres is in the second one only.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,20 +15,21 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import distance_transform_cdt
 
 from metricgold.data.sample import Frame
 from metricgold.evaluation.alignment import Alignment, fit_depth, fit_disparity
 from metricgold.evaluation.baselines import evaluation_mask
-from metricgold.evaluation.boundaries import DepthEdges, edge_mask, edge_score
+from metricgold.evaluation.boundaries import DepthEdges, edge_mask, edge_score, grown
 from metricgold.evaluation.metrics import Pairs
 from metricgold.evaluation.predictors import Estimate, Invariance
 from metricgold.evaluation.ranges import DEPTH_BINS, EDGE_DISTANCES_PX, Binned
-from metricgold.evaluation.uncertainty import uncertainty_score
+from metricgold.evaluation.uncertainty import rank_quality
 from metricgold.sky import sky_mask
 
 Figures = dict[str, float]
 MIN_SKY_SHARE = 0.01
+BINS = len(DEPTH_BINS), len(EDGE_DISTANCES_PX)
+"""Pixels are counted by both at once."""
 
 
 class Truth:
@@ -77,18 +79,28 @@ class Truth:
         return DepthEdges(self.frame.depth, self.mask)
 
     @cached_property
-    def depth_bins(self) -> NDArray[np.intp]:
-        """[n]: in which of :data:`DEPTH_BINS` each pixel is."""
-        return np.clip(np.frexp(self.depth)[1], 0, len(DEPTH_BINS) - 1)
+    def inverse_depth(self) -> NDArray[np.float64]:
+        """[n] in 1/m."""
+        return 1.0 / self.depth
 
     @cached_property
-    def edge_bins(self) -> NDArray[np.intp]:
+    def bins(self) -> NDArray[np.intp]:
+        """[n]: which cell of :data:`BINS` each pixel is in; without edges the first of a row."""
+        exponent = np.frexp(self.depth)[1]
+        cells = np.clip(exponent, 0, BINS[0] - 1, out=exponent).astype(np.intp)
+        cells *= BINS[1]
+        if self.dense:
+            cells += self._edge_bins()
+        return cells
+
+    def _edge_bins(self) -> NDArray[np.uint8]:
         """[n]: in which of :data:`EDGE_DISTANCES_PX` each pixel is, from the nearest depth edge."""
-        beside = edge_mask(self.frame.depth, self.mask)
-        if not beside.any():
-            return np.full(self._at.size, len(EDGE_DISTANCES_PX) - 1)
-        away = distance_transform_cdt(~beside, "chessboard").reshape(-1)[self._at]
-        return np.clip(np.frexp(away.astype(np.float32))[1], 0, len(EDGE_DISTANCES_PX) - 1)
+        near = edge_mask(self.frame.depth, self.mask)
+        bins = np.array(~near, np.uint8)
+        for low, high in EDGE_DISTANCES_PX[1:-1]:  # their widths are 1, 2, 4, ...
+            near = grown(near, int(high - low))
+            bins += ~near
+        return bins.reshape(-1)[self._at]
 
 
 @dataclass(frozen=True)
@@ -114,7 +126,7 @@ def check(estimate: Estimate, truth: Truth, invariance: Invariance) -> str | Non
             return f"{name} is {list(values.shape)}, the picture {list(truth.mask.shape)}"
         if not np.isfinite(values).all():
             return f"{name} is not finite everywhere (damaged weights, or training that diverged)"
-    if invariance is Invariance.METRIC and not (truth.values(estimate.depth) > 0).all():
+    if invariance is Invariance.METRIC and (truth.mask & (estimate.depth <= 0)).any():
         return "depth is not positive everywhere"
     if estimate.uncertainty is not None and (estimate.uncertainty < 0).any():
         return "uncertainty is negative somewhere"
@@ -127,35 +139,32 @@ def score(truth: Truth, estimate: Estimate, invariance: Invariance = Invariance.
     Boundaries of a model without metres are those of its aligned depth; where the truth is not
     dense there are none, and no distance to an edge.
     """
+    metric = invariance is Invariance.METRIC
     values = truth.values(estimate.depth)
     fits = _fits(truth, values, invariance)
     figures: Figures = {}
-    if invariance is Invariance.METRIC:
-        pairs = Pairs(values, truth.depth)
+    shown: NDArray[np.floating]
+    if metric:
+        pairs, shown = Pairs(values, truth.depth), estimate.depth
         figures |= pairs.metrics()
-        shown: NDArray[np.floating] = estimate.depth
         if truth.sky is not None:
-            figures["sky_iou"] = _overlap(
-                sky_mask(estimate.depth, truth.depth_range_m[1]), truth.sky, truth.mask
-            )
+            found = sky_mask(estimate.depth, truth.depth_range_m[1])
+            figures["sky_iou"] = _overlap(found, truth.sky, truth.mask)
     else:
         align = next(iter(fits.values()))
-        pairs = Pairs(align(values), truth.depth)
-        shown = align(estimate.depth)
-    by_edge = Binned(len(EDGE_DISTANCES_PX))
+        pairs, shown = Pairs(align(values), truth.depth), align(estimate.depth)
     if truth.dense:
         boundary = edge_score(DepthEdges(shown, truth.mask), truth.edges)
         figures |= {f"boundary_{name}": value for name, value in boundary._asdict().items()}
-        by_edge = Binned.of(truth.edge_bins, len(EDGE_DISTANCES_PX), pairs)
     for name, align in fits.items():
         aligned = Pairs(align(_source(values, align, invariance)), truth.depth)
         figures |= {f"{name}_abs_rel": aligned.abs_rel(), f"{name}_delta1": aligned.delta(1)}
-    if estimate.uncertainty is not None and invariance is Invariance.METRIC:
-        quality = uncertainty_score(
-            estimate.depth, truth.frame.depth, estimate.uncertainty, truth.mask
-        )
+    if estimate.uncertainty is not None and metric:
+        quality = rank_quality(values, truth.depth, truth.values(estimate.uncertainty))
         figures |= quality._asdict()
-    return Score(figures, Binned.of(truth.depth_bins, len(DEPTH_BINS), pairs), by_edge)
+    binned = Binned.of(truth.bins, math.prod(BINS), pairs)
+    by_edge = binned.along(1, BINS) if truth.dense else Binned(BINS[1])
+    return Score(figures, binned.along(0, BINS), by_edge)
 
 
 def _overlap(found: NDArray[np.bool_], true: NDArray[np.bool_], others: NDArray[np.bool_]) -> float:
@@ -180,9 +189,8 @@ def _fits(
     if invariance is not Invariance.AFFINE_DISPARITY:
         fits["affine"] = fit_depth(values, truth.depth, *limits)
     if invariance is not Invariance.AFFINE_DEPTH:
-        metric = invariance is Invariance.METRIC
-        source = 1.0 / values if metric else values
-        fits["affine_disparity"] = fit_disparity(source, truth.depth, *limits)
+        source = 1.0 / values if invariance is Invariance.METRIC else values
+        fits["affine_disparity"] = fit_disparity(source, truth.inverse_depth, *limits)
     return fits
 
 

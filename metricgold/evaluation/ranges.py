@@ -29,9 +29,18 @@ class Binned:
     def of(cls, bin_of_pixel: NDArray[np.intp], bins: int, pairs: Pairs) -> Binned:
         """Of one picture's pixels [n]."""
         made = cls(bins)
-        made.sums[0] = np.bincount(bin_of_pixel, minlength=bins)
+        close = 2 * bin_of_pixel
+        close += pairs.factor < DELTA_BASE
+        by_close = np.bincount(close, minlength=2 * bins).reshape(bins, 2)
+        made.sums[0] = by_close.sum(axis=1)
         made.sums[1] = np.bincount(bin_of_pixel, pairs.relative, minlength=bins)
-        made.sums[2] = np.bincount(bin_of_pixel[pairs.factor < DELTA_BASE], minlength=bins)
+        made.sums[2] = by_close[:, 1]
+        return made
+
+    def along(self, axis: int, shape: tuple[int, int]) -> Binned:
+        """Of bins that are the cells of a table of ``shape``: the sums of its rows or columns."""
+        made = Binned(shape[axis])
+        made.sums[:] = self.sums.reshape(3, *shape).sum(axis=2 - axis)
         return made
 
     def add(self, other: Binned) -> None:

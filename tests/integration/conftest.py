@@ -1,10 +1,11 @@
-"""A small DVC project of its own, and a real Prefect server to run it on."""
+"""A small DVC project of its own, a real Prefect server to run it on, a real browser."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,3 +36,35 @@ def served(make_project: Callable[[str], Path]) -> Iterator[Served]:
         yield service
     finally:
         service.end()
+
+
+@pytest.fixture(scope="session")
+def chromium() -> tuple[str, str]:
+    """The browser and its driver."""
+    pytest.importorskip("selenium")
+    browser = shutil.which("chromium") or shutil.which("chromium-browser")
+    driver = shutil.which("chromedriver")
+    if browser is None or driver is None:
+        pytest.skip("chromium and chromedriver are not both installed")
+    return browser, driver
+
+
+@pytest.fixture(scope="session")
+def browser(chromium: tuple[str, str]) -> Iterator[Any]:
+    """Headless; it keeps a log of what it asks for and of what its pages complain of."""
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium[0]
+    for argument in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-dev-shm-usage",
+        "--enable-unsafe-swiftshader",
+        "--window-size=1280,1400",
+    ):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(chromium[1]))
+    yield driver
+    driver.quit()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import socket
 import subprocess
@@ -9,8 +10,10 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
+from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 MINI_PIPELINE = """\
@@ -76,6 +79,12 @@ def living(*markers: str) -> list[int]:
         if all(marker in text for marker in markers) and info["status"] != psutil.STATUS_ZOMBIE:
             found.append(int(info["pid"]))
     return found
+
+
+def colours(element: Any) -> int:
+    """How many different ones an element of a browser shows."""
+    shown = Image.open(io.BytesIO(element.screenshot_as_png)).convert("RGB")
+    return len(shown.getcolors(2**24) or [])
 
 
 def free_port() -> int:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import math
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -22,7 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.integration.service import ROOT, environment, free_port, run, wait_for
+from tests.integration.service import ROOT, colours, environment, free_port, run, wait_for
 
 pytestmark = pytest.mark.integration
 
@@ -47,21 +45,9 @@ np.savez(sys.argv[3], **{name: out.prediction[0, ..., 0] for name, out in found.
 
 
 @pytest.fixture(scope="module")
-def chromium() -> tuple[str, str]:
-    """The browser and its driver."""
-    for module in ("gradio", "selenium"):
-        if importlib.util.find_spec(module) is None:
-            pytest.skip(f"{module} is not installed")
-    browser = shutil.which("chromium") or shutil.which("chromium-browser")
-    driver = shutil.which("chromedriver")
-    if browser is None or driver is None:
-        pytest.skip("chromium and chromedriver are not both installed")
-    return browser, driver
-
-
-@pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, chromium: tuple[str, str]) -> Path:
     """A checkpoint, a picture, and what the pipeline says of it."""
+    pytest.importorskip("gradio")
     made = tmp_path_factory.mktemp("demo")
     Image.fromarray(RGB).save(made / "noise.png")
     (made / "text.png").write_text("no picture")
@@ -101,26 +87,6 @@ def address(folder: Path) -> Iterator[str]:
     assert process.returncode == 0, log.read_text()
     assert list(folder.glob("metricgold-demo-*")) == []
     assert "a prediction failed" not in log.read_text()
-
-
-@pytest.fixture(scope="module")
-def browser(chromium: tuple[str, str]) -> Iterator[Any]:
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium[0]
-    for argument in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-dev-shm-usage",
-        "--enable-unsafe-swiftshader",
-        "--window-size=1280,1400",
-    ):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(chromium[1]))
-    yield driver
-    driver.quit()
 
 
 class Page:
@@ -282,12 +248,6 @@ def test_steps_ensemble_points_and_the_zip(
     assert {"noise_depth.npy", "noise_uncertainty.npy", "noise.npz"} <= set(packed.namelist())
     stored = np.load(io.BytesIO(packed.read("noise_depth.npy")))
     np.testing.assert_allclose(stored, expected["four"], rtol=1e-4)
-
-
-def colours(frame: Any) -> int:
-    """How many different ones an element shows."""
-    shown = Image.open(io.BytesIO(frame.screenshot_as_png)).convert("RGB")
-    return len(shown.getcolors(2**24) or [])
 
 
 def test_bad_uploads_get_a_sentence(browser: Any, address: str, folder: Path) -> None:

@@ -54,7 +54,7 @@ def test_undoes_an_affine_change_of_depth(seed: int, scale: float, shift: float)
 def test_undoes_an_affine_change_of_disparity(seed: int, scale: float, shift: float) -> None:
     gt, mask = random_case(seed)
     pred = scale / gt + shift
-    align = fit_disparity(pred[mask], gt[mask], 0.1, 80.0)
+    align = fit_disparity(pred[mask], 1 / gt[mask], 0.1, 80.0)
     np.testing.assert_allclose(align(pred)[mask], gt[mask], rtol=1e-5)
 
 

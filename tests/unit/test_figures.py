@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_frames import make_frame
+from scipy.ndimage import distance_transform_cdt
 
 from metricgold.data.sample import Frame
-from metricgold.evaluation.boundaries import boundary_score
+from metricgold.evaluation.boundaries import boundary_score, edge_mask
 from metricgold.evaluation.figures import Truth, aligner, check, score
 from metricgold.evaluation.metrics import depth_metrics
 from metricgold.evaluation.predictors import Estimate, Invariance
@@ -96,18 +97,35 @@ def test_a_sparse_truth_has_no_boundaries() -> None:
 
 def test_depth_bins_are_octaves() -> None:
     depth = [[0.5, 1.0, 1.99, 2.0, 3.9, 4.0, 127.9, 128.0, 256.0, 999.0]]
-    bins = Truth(flat_frame(depth), (0.1, 1e6)).depth_bins
-    assert bins.tolist() == [0, 1, 1, 2, 2, 3, 7, 8, 9, 9]
+    bins = Truth(flat_frame(depth), (0.1, 1e6)).bins
+    assert (bins // len(EDGE_DISTANCES_PX)).tolist() == [0, 1, 1, 2, 2, 3, 7, 8, 9, 9]
 
 
 def test_edge_bins_are_distances_to_the_nearest_edge() -> None:
-    depth = np.ones((3, 24))
+    depth = np.ones((8, 24))
     depth[:, 2:] = 5.0  # an edge between columns 1 and 2: both are beside it
-    bins = Truth(flat_frame(depth), RANGE_M).edge_bins.reshape(3, 24)[1]
+    bins = edge_bins(depth).reshape(8, 24)[1]
     away = [max(1 - x, x - 2, 0) for x in range(24)]
     expected = [next(i for i, (_, to) in enumerate(EDGE_DISTANCES_PX) if d < to) for d in away]
     assert bins.tolist() == expected
-    assert set(Truth(flat_frame(np.ones((3, 5))), RANGE_M).edge_bins) == {5}  # no edge at all
+    assert set(edge_bins(np.ones((8, 9)))) == {5}  # no edge at all
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 1000))
+def test_edge_bins_against_a_distance_transform(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    depth = np.ones((60, 70))
+    for _ in range(rng.integers(1, 4)):
+        top, left = rng.integers(0, 60), rng.integers(0, 70)
+        depth[top : top + rng.integers(1, 9), left : left + rng.integers(1, 9)] = 5.0
+    away = distance_transform_cdt(~edge_mask(depth, np.ones(depth.shape, bool)), "chessboard")
+    limits = [low for low, _ in EDGE_DISTANCES_PX[1:]]
+    np.testing.assert_array_equal(edge_bins(depth), np.digitize(away.ravel(), limits))
+
+
+def edge_bins(depth: Any) -> Any:
+    return Truth(flat_frame(depth), RANGE_M).bins % len(EDGE_DISTANCES_PX)
 
 
 @pytest.mark.parametrize(

@@ -151,3 +151,10 @@ def test_errors_by_bin_by_hand() -> None:
     assert far == pytest.approx(
         {"from": 4, "to": math.inf, "pixels": 1, "abs_rel": 0.1, "delta1": 1.0}
     )
+
+
+def test_bins_of_a_table_are_summed_along_its_sides() -> None:
+    """Pixels in the cells (0, 0), (0, 2), (1, 0) of a table of 2x3."""
+    table = Binned.of(np.array([0, 2, 3]), 6, Pairs(np.array([1.0, 2, 3]), np.array([1.0, 1, 1])))
+    assert table.along(0, (2, 3)).sums.tolist() == [[2, 1], [1, 2], [1, 0]]
+    assert table.along(1, (2, 3)).sums.tolist() == [[2, 0, 1], [2, 0, 1], [1, 0, 0]]

@@ -51,6 +51,23 @@ def test_equals_plain_loops_and_scipy() -> None:
     assert score.spearman == pytest.approx(spearmanr(e, u).statistic)
 
 
+def test_equal_doubts_share_their_rank_and_their_mean() -> None:
+    """Six levels of doubt: the curve is what it is on average over all orders of equal ones."""
+    levels = np.random.default_rng(2).integers(0, 6, TRUTH.shape).astype(float)
+    score = uncertainty_score(PRED, TRUTH, levels * PRED, ALL)
+    e, u = ERROR.ravel(), levels.ravel()
+    assert score.spearman == pytest.approx(spearmanr(e, u).statistic)
+    level_means = np.array([e[u == level].mean() for level in range(6)])
+    rising = np.sort(u).astype(int)
+    areas = [0.0, 0.0]
+    for share in np.linspace(1, 0, FRACTIONS, endpoint=False):
+        keep = max(1, int(np.round(share * len(e))))
+        oracle = np.sort(e)[:keep].mean()
+        areas[0] += level_means[rising[:keep]].mean() - oracle
+        areas[1] += e.mean() - oracle
+    assert score.nause == pytest.approx(areas[0] / areas[1])
+
+
 def test_invalid_pixels_do_not_count() -> None:
     valid, bad = ALL.copy(), ERROR * PRED
     valid[0], bad[0] = False, np.nan
