@@ -49,8 +49,10 @@ an image-conditioned U-Net. The `dvc.lock` of its project records data, paramete
 
 ## Limits
 
-Scale is ambiguous without the focal length. Sky, mirrors and glass have no depth in the training
-data, and nothing says what is predicted there. Not for uses where a wrong distance can hurt.
+Scale is ambiguous without the focal length. Sky is predicted at the far end of the range
+(`sky_mask` of the output); what is farther than that has no depth here. Mirrors and glass have none
+in the training data, and nothing says what is predicted there. Not for uses where a wrong distance
+can hurt.
 """
 
 

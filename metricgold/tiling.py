@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from metricgold import geometry
-from metricgold.pictures_in import Picture, PictureInput, as_pictures, cameras_of
+from metricgold.pictures_in import PictureInput, as_pictures, cameras_of
 from metricgold.pipeline import MetricGoldPipeline
 
 COARSE = 1 / 8
@@ -41,6 +42,43 @@ def tile_starts(length: int, tile: int, overlap: float) -> list[int]:
     return [round(i * (length - tile) / (count - 1)) for i in range(count)]
 
 
+@dataclass(frozen=True)
+class TileGrid:
+    """Where tiles lie in a picture.
+
+    Attributes:
+        rows, columns: first pixels.
+        size: height and width in pixels of every tile.
+    """
+
+    rows: list[int]
+    columns: list[int]
+    size: tuple[int, int]
+
+    @classmethod
+    def of(cls, picture: tuple[int, int], tile_size: int, overlap: float) -> TileGrid:
+        """Tiles of the shape of a picture of height and width, ``tile_size`` on the long side.
+
+        Raises:
+            ValueError: the overlap is not in (0, 0.9].
+        """
+        height, width = (
+            min(side, max(1, round(tile_size * side / max(picture)))) for side in picture
+        )
+        rows = tile_starts(picture[0], height, overlap)
+        return cls(rows, tile_starts(picture[1], width, overlap), (height, width))
+
+    @property
+    def parts(self) -> list[tuple[slice, slice]]:
+        """Every tile, row by row."""
+        height, width = self.size
+        return [
+            (slice(row, row + height), slice(column, column + width))
+            for row in self.rows
+            for column in self.columns
+        ]
+
+
 def feather(tile: int, starts: Sequence[int], index: int) -> NDArray[np.float64]:
     """Weights [tile] of tile ``index``: raised cosines over its overlaps, 1 elsewhere."""
     weight = np.ones(tile)
@@ -58,36 +96,36 @@ def feather(tile: int, starts: Sequence[int], index: int) -> NDArray[np.float64]
     return weight
 
 
-def blend(
-    whole: Depth, tiles: Sequence[Depth], rows: Sequence[int], columns: Sequence[int]
-) -> Depth:
+def blend(whole: Depth, tiles: Sequence[Depth], grid: TileGrid) -> Depth:
     """Tiles into the whole picture's depth [H, W] in metres.
 
     Args:
         whole: the whole picture's prediction at full size, metres.
         tiles: predictions [h, w] of the tiles, row by row, metres.
-        rows, columns: first pixels of the tiles.
     """
     log_whole = np.log(whole.astype(np.float64))
     total, weights = np.zeros_like(log_whole), np.zeros_like(log_whole)
-    for number, tile in enumerate(tiles):
-        row, column = divmod(number, len(columns))
-        height, width = tile.shape
-        part = np.s_[rows[row] : rows[row] + height, columns[column] : columns[column] + width]
+    height, width = grid.size
+    for number, (tile, part) in enumerate(zip(tiles, grid.parts, strict=True)):
+        row, column = divmod(number, len(grid.columns))
         fine = np.log(tile.astype(np.float64))
         blur = [COARSE * height, COARSE * width]
         fine += gaussian_filter(log_whole[part] - fine, blur, mode="nearest")
-        weight = np.outer(feather(height, rows, row), feather(width, columns, column))
+        weight = np.outer(feather(height, grid.rows, row), feather(width, grid.columns, column))
         total[part] += weight * fine
         weights[part] += weight
     return np.exp(total / weights).astype(np.float32)
+
+
+TILE_OVERLAP = 0.25
+"""Share of a tile that the next one covers too."""
 
 
 def predict_tiled(
     pipeline: MetricGoldPipeline,
     image: PictureInput,
     tile_size: int | None = None,
-    tile_overlap: float = 0.25,
+    tile_overlap: float = TILE_OVERLAP,
     intrinsics: Any = None,
     focal_length_px: float | None = None,
     fov_deg: float | None = None,
@@ -117,18 +155,11 @@ def predict_tiled(
     height, width = picture.size
     if max(height, width) <= side:
         return whole
-    tile_height = min(height, max(1, round(side * height / max(height, width))))
-    tile_width = min(width, max(1, round(side * width / max(height, width))))
-    rows = tile_starts(height, tile_height, tile_overlap)
-    columns = tile_starts(width, tile_width, tile_overlap)
-    tiles = [
-        Picture(picture.rgb[top : top + tile_height, left : left + tile_width])
-        for top in rows
-        for left in columns
-    ]
-    fov = _tile_fov_deg(camera.fov_deg, height, tile_height)
-    found = pipeline([t.rgb for t in tiles], fov_deg=[fov] * len(tiles), **options).prediction
-    return blend(whole, list(found[..., 0]), rows, columns)
+    grid = TileGrid.of(picture.size, side, tile_overlap)
+    tiles = [picture.rgb[part] for part in grid.parts]
+    fov = _tile_fov_deg(camera.fov_deg, height, grid.size[0])
+    found = pipeline(tiles, fov_deg=[fov] * len(tiles), **options).prediction
+    return blend(whole, list(found[..., 0]), grid)
 
 
 def _tile_fov_deg(fov_deg: float | None, height: int, tile_height: int) -> float | None:
@@ -139,9 +170,7 @@ def _tile_fov_deg(fov_deg: float | None, height: int, tile_height: int) -> float
     return geometry.fov_y_deg(geometry.make_intrinsics(focal, focal, 0, 0), tile_height)
 
 
-def seam_error(
-    depth: Depth, rows: Sequence[int], columns: Sequence[int], tile: tuple[int, int]
-) -> float:
+def seam_error(depth: Depth, grid: TileGrid) -> float:
     """How much a picture bends where tiles begin or end, over how much it bends elsewhere.
 
     The mean second difference of log-depth across those rows and columns, divided by the mean
@@ -149,7 +178,7 @@ def seam_error(
     """
     log_depth = np.log(depth.astype(np.float64))
     at, elsewhere = [], []
-    for axis, (starts, side) in enumerate(((rows, tile[0]), (columns, tile[1]))):
+    for axis, (starts, side) in enumerate(zip((grid.rows, grid.columns), grid.size, strict=True)):
         bend = np.abs(np.diff(log_depth, 2, axis=axis)).mean(axis=1 - axis)  # centred at i + 1
         borders = {s + d for s in starts[1:] for d in (-1, 0)}
         borders |= {s + side + d for s in starts[:-1] for d in (-1, 0)}

@@ -31,7 +31,7 @@ from metricgold.data.shards import ShardReader, shard_paths
 from metricgold.depth_codec import DepthCodec
 from metricgold.errors import UserError, run_cli
 from metricgold.evaluation.engine import evaluate
-from metricgold.evaluation.metrics import mean_over_images
+from metricgold.evaluation.metrics import METRIC_NAMES, mean_over_images
 from metricgold.evaluation.predictors import PipelinePredictor
 from metricgold.model import build_toy_vae
 from metricgold.pipeline import MetricGoldPipeline
@@ -44,6 +44,7 @@ from metricgold.workspace import Workspace
 
 WORK = Path(".work/ablations")
 RESULT = Path("docs/benchmarks/ablations.json")
+FIGURES = (*METRIC_NAMES, "boundary_f1")
 VALIDATION_SEED = 2_000_000
 """Validation worlds begin here; held-out ones at 1,000,000, training ones below."""
 
@@ -285,7 +286,7 @@ def judge(
         reader = ShardReader(shard_paths(workspace.shards(name), "holdout"))
         limits = (codec.depth_min_m, codec.depth_max_m)
         scores = evaluate(reader, range(len(reader)), {"": predictor}, limits).scores[""]
-        rows += scores.rows()
+        rows += [{name: row[name] for name in FIGURES} for row in scores.rows()]
     return mean_over_images(rows) | {"frames": float(len(rows))}
 
 

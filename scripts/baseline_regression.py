@@ -38,7 +38,7 @@ from metricgold.data.shards import ShardReader, shard_paths
 from metricgold.depth_codec import DepthCodec
 from metricgold.errors import run_cli
 from metricgold.evaluation.engine import Evaluation, evaluate
-from metricgold.evaluation.metrics import bootstrap_interval, mean_over_images
+from metricgold.evaluation.metrics import METRIC_NAMES, bootstrap_interval, mean_over_images
 from metricgold.evaluation.predictors import Estimate, Observation, Predictor
 from metricgold.evaluation.summary import datasets_digest
 from metricgold.geometry import fov_y_deg, ray_latent
@@ -56,6 +56,7 @@ WIDTHS = (16, 32, 96, 208, 344)
 TRIAL_STEPS = 200
 BASELINE = "regression"
 COMPARED = ("abs_rel", "delta1", "boundary_f1")
+FIGURES = (*METRIC_NAMES, "boundary_f1")
 RESULT = Path("docs/benchmarks/regression_baseline.json")
 
 
@@ -211,7 +212,7 @@ def compared(
         with (ws.predictions / name / "per_frame.csv").open(newline="") as stream:
             rows = {row["key"]: row for row in csv.DictReader(stream)}
         scenes += [f"{name}/{scene}" for scene in one.scenes]
-        theirs += one.scores[BASELINE].rows()
+        theirs += [{k: row[k] for k in FIGURES} for row in one.scores[BASELINE].rows()]
         ours += [rows[key] for key in one.keys]
     result = mean_over_images(theirs) | {"frames": len(theirs)}
     for figure in COMPARED:

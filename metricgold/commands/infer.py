@@ -138,12 +138,23 @@ def predictor(
                     fov_deg=picture.fov_deg,
                     depth_max_m=pipeline.codec.depth_max_m,
                 ),
-                f"torch on {pipeline.device}",
+                f"torch on {pipeline.device}{_seams(depth[..., 0], tile)}",
             )
             for picture, depth, uncertainty in zip(pictures, depths, uncertainties, strict=True)
         ]
 
     return predict
+
+
+def _seams(depth: Any, tile: int | None) -> str:
+    """What there is to say of the borders between tiles."""
+    if tile is None or tile >= max(depth.shape):
+        return ""
+    from metricgold.tiling import TILE_OVERLAP, TileGrid, seam_error
+
+    grid = TileGrid.of(depth.shape, tile, TILE_OVERLAP)
+    bends = seam_error(depth, grid)
+    return f" in {len(grid.parts)} tiles, at whose borders depth bends {bends:.2f} times as much"
 
 
 def open_pipeline(checkpoint: str, device: str | None, dtype: str) -> MetricGoldPipeline:

@@ -99,7 +99,7 @@ _INVARIANCE = {"invariance": ("invariance", _choice(INVARIANCES))}
 KINDS: dict[str, Kind] = {
     "metricgold": Kind(
         _metricgold,
-        _PIPELINE | {"camera": ("use_fov", _choice(CAMERAS))},
+        _PIPELINE | {"camera": ("use_fov", _choice(CAMERAS)), "tile": ("tile_size", int)},
         "a checkpoint, folder or repository; this kind is meant where none is said",
     ),
     "folder": Kind(

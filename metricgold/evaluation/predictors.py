@@ -16,6 +16,7 @@ from torch import nn
 
 from metricgold.geometry import fov_y_deg
 from metricgold.pipeline import MetricGoldPipeline
+from metricgold.tiling import predict_tiled
 
 Rgb = NDArray[np.uint8]
 Depth = NDArray[np.float32]
@@ -102,8 +103,9 @@ class PipelinePredictor(Predictor):
             None takes what the checkpoint says.
         use_fov: False hides the camera from the network (field of view unknown).
         seed: of the noise, drawn anew for each batch; one-step predictions need none.
+        tile_size: larger pictures are predicted in tiles of this long side in pixels.
 
-    Uncertainty is given where an ensemble or a confidence head gives one.
+    Uncertainty is given where an ensemble or a confidence head gives one, but not in tiles.
     """
 
     def __init__(
@@ -114,7 +116,9 @@ class PipelinePredictor(Predictor):
         processing_resolution: int | None = None,
         use_fov: bool = True,
         seed: int = 0,
+        tile_size: int | None = None,
     ) -> None:
+        self.tile_size = tile_size
         self.pipeline = pipeline
         pipeline.set_progress_bar_config(disable=True)
         self.num_inference_steps = num_inference_steps
@@ -142,17 +146,21 @@ class PipelinePredictor(Predictor):
             else None
             for o in observations
         ]
+        options: dict[str, Any] = {
+            "num_inference_steps": self.num_inference_steps,
+            "ensemble_size": self.ensemble_size,
+            "processing_resolution": self.processing_resolution,
+            "batch_size": len(observations) * self.ensemble_size,
+            "generator": torch.Generator().manual_seed(self.seed),
+        }
+        rgbs = [o.rgb for o in observations]
+        if self.tile_size is not None:
+            return [
+                Estimate(predict_tiled(self.pipeline, rgb, self.tile_size, fov_deg=fov, **options))
+                for rgb, fov in zip(rgbs, fovs, strict=True)
+            ]
         unsure = self.ensemble_size > 1 or self.pipeline.confidence is not None
-        output = self.pipeline(
-            [o.rgb for o in observations],
-            num_inference_steps=self.num_inference_steps,
-            ensemble_size=self.ensemble_size,
-            processing_resolution=self.processing_resolution,
-            fov_deg=fovs,
-            batch_size=len(observations) * self.ensemble_size,
-            generator=torch.Generator().manual_seed(self.seed),
-            output_uncertainty=unsure,
-        )
+        output = self.pipeline(rgbs, fov_deg=fovs, output_uncertainty=unsure, **options)
         errors = output.uncertainty if unsure else [None] * len(observations)
         return [
             Estimate(depth[..., 0], None if error is None else error[..., 0])

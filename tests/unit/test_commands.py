@@ -71,6 +71,7 @@ def test_infer_in_tiles(checkpoint: Path, workplace: Path) -> None:
             "--format", "npy", *tile,
         )  # fmt: skip
         assert done.exit_code == 0, done.output
+        assert ("in 9 tiles, at whose borders depth bends" in done.output) == bool(tile)
     whole, tiled = (np.load(f"o{n}/a_depth.npy") for n in (0, 2))
     assert whole.shape == tiled.shape == (30, 40)
     assert not np.allclose(whole, tiled, rtol=1e-2)

@@ -6,11 +6,14 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from toy import toy_model
 
-from metricgold.tiling import blend, feather, predict_tiled, seam_error, tile_starts
+from metricgold.evaluation.predictors import PipelinePredictor
+from metricgold.geometry import intrinsics_from_fov
+from metricgold.tiling import TileGrid, blend, feather, predict_tiled, seam_error, tile_starts
 
 RNG = np.random.default_rng(0)
 
@@ -49,28 +52,27 @@ def smooth_picture(height: int = 96, width: int = 144) -> np.ndarray:
 def test_tiles_of_another_scale_leave_no_seam(wrong: str) -> None:
     """Each tile is wrong in its own way by up to 40 %; the whole has the right layout."""
     truth = smooth_picture()
-    rows, columns = tile_starts(96, 40, 0.25), tile_starts(144, 60, 0.25)
+    grid = TileGrid.of((96, 144), 60, 0.25)
+    assert grid.size == (40, 60)
     tiles, naive, weights = [], np.zeros_like(truth), np.zeros_like(truth)
-    for top, left in itertools.product(rows, columns):
-        part = np.s_[top : top + 40, left : left + 60]
+    for part in grid.parts:
         factor = np.exp(RNG.uniform(-0.4, 0.4))
         if wrong == "tilt":
             factor = factor * np.linspace(1, np.exp(RNG.uniform(-0.4, 0.4)), 60)[None]
         tiles.append((truth[part] * factor).astype(np.float32))
         naive[part] += tiles[-1]
         weights[part] += 1
-    found = blend(truth, tiles, rows, columns)
-    assert seam_error(naive / weights, rows, columns, (40, 60)) > 5
-    assert seam_error(found, rows, columns, (40, 60)) < 1.2
+    found = blend(truth, tiles, grid)
+    assert seam_error(naive / weights, grid) > 5
+    assert seam_error(found, grid) < 1.2
     assert np.median(np.abs(found / truth - 1)) < 0.02
 
 
 def test_detail_comes_from_the_tiles() -> None:
     fine = np.exp(0.05 * RNG.standard_normal((96, 144)))
     truth = (smooth_picture() * fine).astype(np.float32)
-    rows, columns = tile_starts(96, 40, 0.25), tile_starts(144, 60, 0.25)
-    tiles = [1.3 * truth[t : t + 40, c : c + 60] for t, c in itertools.product(rows, columns)]
-    found = blend(smooth_picture(), tiles, rows, columns)
+    grid = TileGrid.of((96, 144), 60, 0.25)
+    found = blend(smooth_picture(), [1.3 * truth[part] for part in grid.parts], grid)
     error, without = (np.abs(np.log(x / truth)).mean() for x in (found, smooth_picture()))
     assert error < 0.3 * without
 
@@ -78,11 +80,15 @@ def test_detail_comes_from_the_tiles() -> None:
 def test_a_picture_in_tiles() -> None:
     pipeline = toy_model(fov_matters=True)
     rgb = RNG.integers(0, 256, (60, 90, 3), dtype=np.uint8)
-    found = predict_tiled(pipeline, rgb, tile_size=24, fov_deg=60, batch_size=4)
+    seeded = torch.Generator().manual_seed(0)
+    found = predict_tiled(pipeline, rgb, 24, fov_deg=60, batch_size=4, generator=seeded)
     assert found.shape == (60, 90)
     assert np.isfinite(found).all()
     whole = pipeline(rgb, fov_deg=60).prediction[0, ..., 0]
     assert not np.allclose(found, whole, rtol=1e-2)
+    predictor = PipelinePredictor(pipeline, tile_size=24, seed=0)
+    camera = intrinsics_from_fov(60, 60, 90)
+    np.testing.assert_allclose(predictor(rgb, camera), found, rtol=1e-4)
     small = predict_tiled(pipeline, rgb[:10, :20], fov_deg=60)
     np.testing.assert_allclose(small, pipeline(rgb[:10, :20], fov_deg=60).prediction[0, ..., 0])
 
