@@ -104,8 +104,13 @@ def test_ctrl_c_keeps_what_is_there(stage, serve, monkeypatch: pytest.MonkeyPatc
             pressed.set()
 
     monkeypatch.setattr(fetching.Store, "remember", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        run(serve().url)
+    # Python does not listen where the tests are a shell's background job: SIGINT is ignored there.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(serve().url)
+    finally:
+        signal.signal(signal.SIGINT, before)
     monkeypatch.undo()
     assert not workspace.raw("tartanair").exists()
     faults = Faults()
