@@ -94,6 +94,8 @@ def fuse(
     No scale or shift is aligned. The relative error is the members' median absolute deviation
     (of the mean: their standard deviation) in ln d; times depth it is an uncertainty in metres.
     """
+    if len(depth_norm) == 1:
+        return depth_norm[0], torch.zeros_like(depth_norm[0])
     if reduction == "mean":
         fused = depth_norm.mean(dim=0)
         spread = (depth_norm - fused).square().mean(dim=0).sqrt()

@@ -94,6 +94,7 @@ def with_fov_embedding(unet: UNet2DConditionModel) -> UNet2DConditionModel:
             "class_embed_type": "projection",
             "projection_class_embeddings_input_dim": FOV_FEATURES,
         }
+        config.pop("_use_default_values", None)  # else diffusers takes its defaults for these
         new = UNet2DConditionModel.from_config(config)
         missing, unexpected = new.load_state_dict(unet.state_dict(), strict=False)
         assert not unexpected
