@@ -10,19 +10,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.driver import cuda_driver_problem
-from export.manifest import BackendUnavailableError, ExportError, Manifest
-from export.specs import COMPONENTS
+from export.manifest import BackendUnavailableError, ExportError, GraphFile
+from export.specs import GRAPHS
 
 Arrays = Mapping[str, NDArray[Any]]
 
 
 class Backend(Protocol):
-    """Runs components of one export folder by name."""
+    """Runs graphs of one export folder by name."""
 
     name: str
 
     def run(self, component: str, inputs: Arrays) -> NDArray[np.float32]:
-        """Output of ``component``; inputs as its ``ComponentSpec`` says."""
+        """Output of a graph; inputs as its ``ComponentSpec`` says."""
         ...
 
 
@@ -32,7 +32,7 @@ class OnnxRuntimeBackend:
     provider = "CPUExecutionProvider"
     name = "onnxruntime-cpu"
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
+    def __init__(self, folder: Path, graphs: Mapping[str, GraphFile]) -> None:
         ort = _import_onnxruntime()
         if self.provider not in ort.get_available_providers():
             raise BackendUnavailableError(
@@ -41,7 +41,7 @@ class OnnxRuntimeBackend:
         options = ort.SessionOptions()
         options.log_severity_level = 3
         self._sessions: dict[str, Any] = {}
-        for component, graph in manifest.components.items():
+        for component, graph in graphs.items():
             path = folder / graph.onnx_file
             try:
                 session = ort.InferenceSession(str(path), options, providers=[self.provider])
@@ -55,7 +55,7 @@ class OnnxRuntimeBackend:
 
     def run(self, component: str, inputs: Arrays) -> NDArray[np.float32]:
         """Output of one graph, float32."""
-        output = COMPONENTS[component].output_name
+        output = GRAPHS[component].output_name
         (result,) = self._sessions[component].run([output], dict(inputs))
         return result
 
@@ -66,11 +66,11 @@ class OnnxRuntimeCudaBackend(OnnxRuntimeBackend):
     provider = "CUDAExecutionProvider"
     name = "onnxruntime-cuda"
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
+    def __init__(self, folder: Path, graphs: Mapping[str, GraphFile]) -> None:
         problem = cuda_driver_problem()
         if problem:
             raise BackendUnavailableError(f"{self.name}: {problem}")
-        super().__init__(folder, manifest)
+        super().__init__(folder, graphs)
 
 
 def _import_onnxruntime() -> Any:

@@ -92,9 +92,9 @@ def _build_library(
         compute_capabilities=list(library.target_capabilities()),
     )
     (out / library.name).mkdir()
-    for name, graph in graphs.components.items():
+    for name, graph in graphs.graphs().items():
         profile: Profile = {}
-        if graphs.dynamic:
+        if graphs.dynamic and name in COMPONENTS:
             profile = shape_profile(
                 COMPONENTS[name], engine_size, graphs.size_multiple, graphs.grid
             )

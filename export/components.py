@@ -9,8 +9,10 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from export.specs import (
     COMPONENTS,
@@ -24,11 +26,14 @@ from export.specs import (
 )
 from metricgold.depth_codec import DepthCodec
 from metricgold.diffusion import LAST_TIMESTEP
+from metricgold.geometry import ray_latent
 from metricgold.model import (
     FOV_FEATURES,
     decode_depth_norm,
     encode,
+    fov_features,
     predict_velocity,
+    vae_factor,
 )
 from metricgold.pretrained import MetricGoldModel
 
@@ -37,6 +42,7 @@ __all__ = [
     "ComponentSpec",
     "DepthDecoder",
     "LatentGrid",
+    "OneStep",
     "Precision",
     "TensorSpec",
     "UNetStep",
@@ -109,6 +115,47 @@ class DepthDecoder(nn.Module):
         return self.codec.decode(norm)
 
 
+class OneStep(nn.Module):
+    """rgb [B, 3, H, W] in [-1, 1] and fov_y_deg [B] to z-depth [B, 1, H, W] in metres.
+
+    The three parts one after the other, with what a runtime does between them: the camera's
+    features and rays. For pictures of one size, whose cells' positions are constants.
+
+    Args:
+        size: height and width in pixels.
+    """
+
+    x: Tensor
+    y: Tensor
+
+    def __init__(
+        self, model: MetricGoldModel, size: tuple[int, int], precision: Precision = Precision.FP32
+    ) -> None:
+        super().__init__()
+        self.encoder = VAEEncoder(model, precision)
+        self.unet_step = UNetStep(model, precision)
+        self.decoder = DepthDecoder(model, precision)
+        self.channels = model.image_vae.config.latent_channels
+        factor = vae_factor(model.image_vae)
+        height, width = size[0] // factor, size[1] // factor
+        cells = torch.from_numpy(ray_latent(np.array([90.0]), (height, width)))[0]
+        self.register_buffer("x", cells[0])
+        self.register_buffer("y", cells[1])
+        self.aspect = width / height
+
+    def forward(self, rgb: Tensor, fov_y_deg: Tensor) -> Tensor:
+        """Pictures and vertical fields of view, 0 where unknown, to metres."""
+        known = (fov_y_deg > 0).float()
+        fov = fov_features(fov_y_deg) * known[:, None]
+        tangent = (torch.tan(torch.deg2rad(fov_y_deg) / 2) * known)[:, None, None]
+        rays = [self.x.expand(len(rgb), -1, -1), self.y.expand(len(rgb), -1, -1)]
+        rays += [self.x * tangent * self.aspect, self.y * tangent]
+        start = F.pad(torch.stack(rays, dim=1), (0, 0, 0, 0, 0, self.channels - len(rays)))
+        timestep = torch.full((len(rgb),), LAST_TIMESTEP, dtype=torch.int64, device=rgb.device)
+        velocity = self.unet_step(self.encoder(rgb), start, timestep, fov)
+        return self.decoder(-velocity)
+
+
 def build_components(
     model: MetricGoldModel, precision: Precision = Precision.FP32
 ) -> dict[str, nn.Module]:
@@ -134,6 +181,8 @@ def example_inputs(
         shape = tensor.shape(batch, *size, grid)
         if tensor.dtype == "int64":
             inputs[name] = torch.full(shape, LAST_TIMESTEP, dtype=torch.int64)
+        elif name == "fov_y_deg":
+            inputs[name] = torch.full(shape, 55.0)
         elif name == "rgb":
             inputs[name] = torch.rand(shape, generator=generator) * 2.0 - 1.0
         else:

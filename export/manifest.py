@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.specs import LatentGrid
+from export.specs import ONE_STEP, LatentGrid
 from metricgold import files
 from metricgold.depth_codec import DepthCodec
 from metricgold.errors import UserError
 
 MANIFEST_FILE = "manifest.json"
-FORMAT = 2
+FORMAT = 3
 EXPORT_HINT = "run 'dvc repro export_onnx' or 'python -m export.onnx_export'"
 
 
@@ -54,6 +54,13 @@ class GraphFile:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FusedGraph(GraphFile):
+    """A graph from picture to metres in one step, for pictures of one ``size`` (height, width)."""
+
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
 class SchedulerTable:
     """Noise schedule of the v-prediction model: what the DDIM loop needs, nothing else.
 
@@ -77,7 +84,7 @@ class SchedulerTable:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """Everything about one exported model."""
+    """Everything about one exported model; ``fused`` is None where it was not asked for."""
 
     precision: str
     opset: int
@@ -96,6 +103,7 @@ class Manifest:
     checkpoint_sha256: str
     scheduler: SchedulerTable
     components: dict[str, GraphFile]
+    fused: FusedGraph | None = None
     format: int = FORMAT
 
     @property
@@ -110,7 +118,11 @@ class Manifest:
 
     def metadata(self) -> dict[str, Any]:
         """What each graph carries in its own metadata: all but the hashes of the graphs."""
-        return {k: v for k, v in asdict(self).items() if k != "components"}
+        return {k: v for k, v in asdict(self).items() if k not in ("components", "fused")}
+
+    def graphs(self) -> dict[str, GraphFile]:
+        """Every graph there is."""
+        return self.components | ({} if self.fused is None else {ONE_STEP.name: self.fused})
 
     def write(self, folder: Path) -> None:
         """Write ``manifest.json``."""
@@ -155,7 +167,10 @@ def read_manifest(folder: Path | str) -> Manifest:
     try:
         scheduler = SchedulerTable(**raw.pop("scheduler"))
         components = {n: GraphFile(**g) for n, g in raw.pop("components").items()}
-        return Manifest(**raw, scheduler=scheduler, components=components)
+        fused = raw.pop("fused")
+        if fused is not None:
+            fused = FusedGraph(**fused | {"size": tuple(fused["size"])})
+        return Manifest(**raw, scheduler=scheduler, components=components, fused=fused)
     except (TypeError, KeyError, AttributeError) as error:
         raise ExportError(
             f"{path}: not an export manifest ({_flat(error)}); {EXPORT_HINT}"
@@ -178,7 +193,7 @@ def verify_files(folder: Path | str, files: dict[str, str], hint: str) -> None:
 
 def verify_graphs(folder: Path | str, manifest: Manifest) -> None:
     """:func:`verify_files` for every exported graph."""
-    for graph in manifest.components.values():
+    for graph in manifest.graphs().values():
         verify_files(folder, graph.files, EXPORT_HINT)
 
 

@@ -1,12 +1,14 @@
 """Checkpoint to ONNX: three graphs and ``manifest.json``, the same bytes for the same checkpoint.
 
-``python -m export.onnx_export [CHECKPOINT] [--out FOLDER] [--opset N] [--precision fp32|fp16]``
+``python -m export.onnx_export [CHECKPOINT] [--out FOLDER] [--opset N] [--precision fp32|fp16]
+[--fused]``
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import logging
 import time
@@ -22,17 +24,18 @@ import torch
 from diffusers import DDIMScheduler
 from torch import nn
 
-from export.components import build_components, example_inputs
+from export.components import OneStep, build_components, example_inputs
 from export.manifest import (
     MANIFEST_FILE,
     ExportError,
+    FusedGraph,
     GraphFile,
     Manifest,
     SchedulerTable,
     sha256_of,
     sha256_of_folder,
 )
-from export.specs import CHANNELS, COMPONENTS, Axis, ComponentSpec, Precision
+from export.specs import CHANNELS, COMPONENTS, ONE_STEP, Axis, ComponentSpec, Precision
 from metricgold.config import ExportConfig, ProfileConfig, load_config
 from metricgold.errors import run_cli
 from metricgold.files import replaced_folder
@@ -68,11 +71,38 @@ def export_checkpoint(checkpoint: Path, out: Path, config: ExportConfig) -> Mani
             started = time.perf_counter()
             graph = _export_component(module, COMPONENTS[name], folder, config, manifest)
             manifest.components[name] = graph
-            seconds = time.perf_counter() - started
-            size = f"{graph.bytes / 1e6:.1f} MB"
-            print(f"exported {name}: {size}, opset {config.opset}, {seconds:.1f} s", flush=True)
+            _report(name, graph, config, started)
+        if config.fused:
+            fused = _export_fused(model, folder, config, manifest)
+            manifest = dataclasses.replace(manifest, fused=fused)
         manifest.write(folder)
     return manifest
+
+
+def _export_fused(
+    model: MetricGoldModel, folder: Path, config: ExportConfig, manifest: Manifest
+) -> FusedGraph:
+    """The graph of :class:`OneStep` at ``config.engine_size``.
+
+    Raises:
+        ExportError: the model needs several steps.
+    """
+    if model.default_denoising_steps != 1:
+        raise ExportError(
+            f"export.fused is for one-step models; this one takes {model.default_denoising_steps} "
+            "steps: train stage C, or set export.fused to false"
+        )
+    started, size = time.perf_counter(), config.engine_size
+    module = OneStep(model, size, Precision(config.precision)).eval().requires_grad_(False)
+    static = config.model_copy(update={"dynamic": False})
+    graph = _export_component(module, ONE_STEP, folder, static, manifest)
+    _report(ONE_STEP.name, graph, config, started)
+    return FusedGraph(**vars(graph), size=size)
+
+
+def _report(name: str, graph: GraphFile, config: ExportConfig, started: float) -> None:
+    size, seconds = f"{graph.bytes / 1e6:.1f} MB", time.perf_counter() - started
+    print(f"exported {name}: {size}, opset {config.opset}, {seconds:.1f} s", flush=True)
 
 
 def check_sizes(config: ExportConfig, multiple: int) -> None:
@@ -274,13 +304,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=ws.onnx)
     parser.add_argument("--opset", type=int)
     parser.add_argument("--precision", choices=[p.value for p in Precision])
+    parser.add_argument(
+        "--fused", action="store_true", default=None, help="also one graph from picture to metres"
+    )
     options = parser.parse_args(arguments)
-    given = {"opset": options.opset, "precision": options.precision}
+    given = {name: getattr(options, name) for name in ("opset", "precision", "fused")}
     base = load_config().export.model_dump()
     config = ExportConfig(**(base | {k: v for k, v in given.items() if v is not None}))
     manifest = export_checkpoint(options.checkpoint, options.out, config)
-    total = sum(g.bytes for g in manifest.components.values()) / 1e6
-    print(f"{options.out / MANIFEST_FILE}: {len(manifest.components)} graphs, {total:.1f} MB")
+    graphs = manifest.graphs()
+    total = sum(g.bytes for g in graphs.values()) / 1e6
+    print(f"{options.out / MANIFEST_FILE}: {len(graphs)} graphs, {total:.1f} MB")
     return 0
 
 

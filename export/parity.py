@@ -17,7 +17,7 @@ from export.components import build_components, example_inputs
 from export.manifest import ExportError, Manifest, sha256_of_folder
 from export.onnx_export import check_sizes
 from export.runtime import DepthSession, open_session
-from export.specs import COMPONENTS, DEPTH_DECODER, Precision
+from export.specs import COMPONENTS, DEPTH_DECODER, ONE_STEP, Precision
 from metricgold import files
 from metricgold.config import ProfileConfig
 from metricgold.pipeline import MetricGoldPipeline
@@ -89,6 +89,9 @@ def run(config: ProfileConfig, ws: Workspace) -> list[Comparison]:
         seconds = time.perf_counter() - started
         worst = max(c.max_relative for c in compared)
         print(f"parity at {size[0]}x{size[1]}: worst {worst:.1e}, {seconds:.1f} s", flush=True)
+    if session.manifest.fused is not None:
+        one = open_session(ws.onnx, "onnxruntime-cpu", fused=True)
+        results.append(compare_end_to_end(model, one, session.manifest.fused.size))
     files.write_json(ws.metrics / PARITY_FILE, summary(results, session.manifest))
     check(results)
     return results
@@ -119,16 +122,17 @@ def compare_components(
 def compare_end_to_end(
     model: MetricGoldModel, session: DepthSession, size: tuple[int, int]
 ) -> Comparison:
-    """Picture to metres: the exported session against the torch pipeline."""
+    """Picture to metres: the exported session, of three graphs or one, against the pipeline."""
     rgb = np.random.default_rng(2).integers(0, 256, (*size, 3), dtype=np.uint8)
     pipeline = MetricGoldPipeline.of(model)
     pipeline.set_progress_bar_config(disable=True)
     output = pipeline(rgb, num_inference_steps=1, processing_resolution=0, fov_deg=TEST_FOV_DEG)
     expected = output.prediction[0, ..., 0]
-    own_size = None if session.manifest.static_size else 0
+    own_size = None if session.manifest.static_size or session.fused else 0
     actual = session.infer(rgb, steps=1, processing_resolution=own_size, fov_deg=TEST_FOV_DEG).depth
     figure, limit = _depth_limit(Precision(session.manifest.precision))
-    return _compare(END_TO_END, size, expected, actual, True, figure, limit)
+    name = ONE_STEP.name if session.fused else END_TO_END
+    return _compare(name, size, expected, actual, True, figure, limit)
 
 
 def check(results: list[Comparison]) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +21,12 @@ from export.backends import Backend, OnnxRuntimeBackend, OnnxRuntimeCudaBackend
 from export.manifest import (
     BackendUnavailableError,
     ExportError,
+    GraphFile,
     Manifest,
     read_manifest,
     verify_graphs,
 )
-from export.specs import DEPTH_DECODER, UNET_STEP, VAE_ENCODER
+from export.specs import DEPTH_DECODER, ONE_STEP, UNET_STEP, VAE_ENCODER
 from export.trt_library import LIBRARIES
 from metricgold import geometry, imaging
 from metricgold.errors import UserError
@@ -64,9 +65,10 @@ class DepthResult:
 class DepthSession:
     """An opened model; create with :func:`open_session`."""
 
-    def __init__(self, manifest: Manifest, backend: Backend) -> None:
+    def __init__(self, manifest: Manifest, backend: Backend, fused: bool = False) -> None:
         self.manifest = manifest
         self.backend = backend
+        self.fused = fused
 
     def infer(
         self,
@@ -99,6 +101,11 @@ class DepthSession:
         self._check(rgb, fov_deg, steps, ensemble_size)
         size = self._size(rgb, processing_resolution)
         seconds: dict[str, float] = {}
+        if self.fused:
+            if initial_latents is not None or (steps, ensemble_size) != (1, 1):
+                raise InferenceError("the fused graph makes one prediction in one step from rays")
+            depths = [self._one_step(rgb, size, fov_deg, seconds)]
+            return self._result(depths, rgb, size, seconds)
         if initial_latents is None:
             starts, ways = self._starts(size, steps, ensemble_size, fov_deg, seed)
         else:
@@ -112,6 +119,16 @@ class DepthSession:
             with _timed(seconds, "decode"):
                 depth = self.backend.run(DEPTH_DECODER.name, {"depth_latent": latent})[0, 0]
             depths.append(depth[:, ::-1] if mirrored else depth)
+        return self._result(depths, rgb, size, seconds)
+
+    def _result(
+        self,
+        depths: list[Array],
+        rgb: NDArray[np.uint8],
+        size: tuple[int, int],
+        seconds: dict[str, float],
+    ) -> DepthResult:
+        """Of predictions [h, w] in metres."""
         with _timed(seconds, "postprocess"):
             depth, uncertainty = self._fuse(np.stack(depths), rgb.shape[:2])
         return DepthResult(
@@ -139,6 +156,20 @@ class DepthSession:
         known = np.full(ensemble_size, math.nan if fov_deg is None else fov_deg)
         return geometry.ray_latent(known, grid, channels), ways
 
+    def _one_step(
+        self,
+        rgb: NDArray[np.uint8],
+        size: tuple[int, int],
+        fov_deg: float | None,
+        seconds: dict[str, float],
+    ) -> Array:
+        """Depth [h, w] in metres by the fused graph."""
+        with _timed(seconds, "preprocess"):
+            image = _network_input(rgb, size)
+        with _timed(seconds, "fused"):
+            fov = np.array([fov_deg or 0.0], np.float32)
+            return self.backend.run(ONE_STEP.name, {"rgb": image, "fov_y_deg": fov})[0, 0]
+
     def _encode(
         self,
         rgb: NDArray[np.uint8],
@@ -148,8 +179,7 @@ class DepthSession:
     ) -> Array:
         """Latent [1, C, h, w] of a picture, worked at ``size``."""
         with _timed(seconds, "preprocess"):
-            resized = imaging.resize_rgb(rgb[:, ::-1] if mirrored else rgb, size)
-            image = np.ascontiguousarray(resized.transpose(2, 0, 1)[None]) * np.float32(2) - 1
+            image = _network_input(rgb[:, ::-1] if mirrored else rgb, size)
         with _timed(seconds, "encode"):
             return self.backend.run(VAE_ENCODER.name, {"rgb": image})
 
@@ -182,12 +212,16 @@ class DepthSession:
         return depth, depth * spread
 
     def _size(self, rgb: NDArray[np.uint8], processing_resolution: int | None) -> tuple[int, int]:
-        fixed = self.manifest.static_size
+        fixed: Sequence[int] | None = self.manifest.static_size
+        if self.fused:
+            assert self.manifest.fused is not None
+            fixed = self.manifest.fused.size
         if fixed is not None:
             if processing_resolution is not None:
                 raise InferenceError(
                     f"this model was exported for {fixed[0]}x{fixed[1]} pixels only; leave "
-                    "processing_resolution out or export with 'dynamic: true'"
+                    "processing_resolution out or take the graphs of a model exported with "
+                    "'dynamic: true'"
                 )
             return fixed[0], fixed[1]
         long_side = processing_resolution
@@ -217,6 +251,7 @@ def open_session(
     backend: str = AUTO,
     *,
     engines: Path | str | None = None,
+    fused: bool = False,
     report: Callable[[str], None] = print,
 ) -> DepthSession:
     """Open an export folder.
@@ -226,6 +261,7 @@ def open_session(
         backend: one of ``BACKENDS``, which is then used or refused, or ``auto``: the first
             of them that works here.
         engines: what ``export.build_engine`` wrote; default ``engines`` beside ``folder``.
+        fused: take the one graph from picture to metres in place of the three.
         report: told in one line which back-end ``auto`` took, and why not those before it.
 
     Raises:
@@ -236,18 +272,25 @@ def open_session(
         raise ExportError(f"unknown back-end '{backend}'; known: {AUTO}, {', '.join(BACKENDS)}")
     manifest = read_manifest(folder)
     verify_graphs(folder, manifest)
+    if fused and manifest.fused is None:
+        raise ExportError(
+            f"{folder}: there is no fused graph; export with 'fused: true' (a one-step model)"
+        )
+    graphs = manifest.components
+    if fused:
+        graphs = {ONE_STEP.name: manifest.graphs()[ONE_STEP.name]}
     engines = Path(engines) if engines is not None else folder.parent / "engines"
     if backend != AUTO:
-        return DepthSession(manifest, _open(backend, folder, engines, manifest))
+        return DepthSession(manifest, _open(backend, folder, engines, graphs), fused)
     refused: dict[str, list[str]] = {}
     for name in BACKENDS:
         try:
-            opened = _open(name, folder, engines, manifest)
+            opened = _open(name, folder, engines, graphs)
         except ExportError as error:
             refused.setdefault(str(error).removeprefix(f"{name}: "), []).append(name)
             continue
         report(f"back-end {name}" + (f"; not {_reasons(refused)}" if refused else ""))
-        return DepthSession(manifest, opened)
+        return DepthSession(manifest, opened, fused)
     raise BackendUnavailableError(f"no back-end works here: {_reasons(refused)}")
 
 
@@ -256,14 +299,20 @@ def _reasons(refused: dict[str, list[str]]) -> str:
     return "; ".join(f"{', '.join(names)}: {reason}" for reason, names in refused.items())
 
 
-def _open(name: str, folder: Path, engines: Path, manifest: Manifest) -> Backend:
+def _open(name: str, folder: Path, engines: Path, graphs: Mapping[str, GraphFile]) -> Backend:
     if name in LIBRARIES:
         from export.trt_runtime import EngineBackend
 
-        return EngineBackend(LIBRARIES[name], engines, manifest)
+        return EngineBackend(LIBRARIES[name], engines, graphs)
     if name == OnnxRuntimeCudaBackend.name:
-        return OnnxRuntimeCudaBackend(folder, manifest)
-    return OnnxRuntimeBackend(folder, manifest)
+        return OnnxRuntimeCudaBackend(folder, graphs)
+    return OnnxRuntimeBackend(folder, graphs)
+
+
+def _network_input(rgb: NDArray[np.uint8], size: tuple[int, int]) -> Array:
+    """A picture as the networks take it: [1, 3, h, w] in [-1, 1]."""
+    resized = imaging.resize_rgb(rgb, size)
+    return np.ascontiguousarray(resized.transpose(2, 0, 1)[None]) * np.float32(2) - 1
 
 
 def _noise(shape: tuple[int, ...], seed: int) -> Array:

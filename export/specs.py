@@ -113,7 +113,19 @@ DEPTH_DECODER = ComponentSpec(
     output=TensorSpec(axes=("batch", 1, "height", "width")),
     tolerance=_TOLERANCE,
 )
+ONE_STEP = ComponentSpec(
+    name="one_step",
+    inputs={
+        "rgb": TensorSpec(axes=("batch", 3, "height", "width")),
+        "fov_y_deg": TensorSpec(axes=("batch",)),
+    },
+    output_name="depth",
+    output=TensorSpec(axes=("batch", 1, "height", "width")),
+    tolerance={Precision.FP32: 1e-3, Precision.FP16: 1e-2},
+)
+"""All of a one-step model in one graph of fixed shape; a field of view of 0 is an unknown one."""
 COMPONENTS: Mapping[str, ComponentSpec] = {
     spec.name: spec for spec in (VAE_ENCODER, UNET_STEP, DEPTH_DECODER)
 }
 """In the order in which a picture passes through them."""
+GRAPHS: Mapping[str, ComponentSpec] = {**COMPONENTS, ONE_STEP.name: ONE_STEP}

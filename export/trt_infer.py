@@ -23,7 +23,9 @@ def main(arguments: list[str] | None = None) -> int:
     formats = parse_formats(options.format)
     camera = CameraOptions(options.fov_deg, options.focal_px)
     sources = find_pictures(options.images)
-    session = open_session(options.model, options.backend, engines=options.engines)
+    session = open_session(
+        options.model, options.backend, engines=options.engines, fused=options.fused
+    )
     predict = predictor(
         session,
         steps=options.steps,
@@ -57,7 +59,8 @@ def predictor(
             processing_resolution=processing_resolution,
             seed=seed,
         )
-        networks = sum(result.seconds[stage] for stage in ("encode", "denoise", "decode"))
+        own = ("preprocess", "postprocess")
+        networks = sum(time for stage, time in result.seconds.items() if stage not in own)
         said = (
             f"{result.backend}, worked at {result.size[1]}x{result.size[0]}, "
             f"{networks:.2f} s in the networks"
@@ -97,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--steps", type=int, help="denoising steps (default: what the model was trained for)")
     add("--ensemble", type=int, default=1, help="predictions to fuse (%(default)s)")
     add("--processing-resolution", type=int, help="long side in pixels; 0: the picture's own")
+    add("--fused", action="store_true", help="the one graph from picture to metres, one step")
     add("--seed", type=int, default=0, help="of the initial noise (%(default)s)")
     return parser
 

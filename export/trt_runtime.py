@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,15 @@ from numpy.typing import NDArray
 from export.backends import Arrays
 from export.cuda_memory import CudaMemory
 from export.engine_manifest import ENGINE_HINT, EngineFile, LibraryBuild, read_engine_manifest
-from export.manifest import BackendUnavailableError, ExportError, Manifest, verify_files
-from export.specs import COMPONENTS
+from export.manifest import BackendUnavailableError, ExportError, GraphFile, verify_files
+from export.specs import GRAPHS
 from export.trt_library import TrtLibrary, gpu_capability, make_logger
 
 
 class EngineBackend:
     """All engines of one library on the first GPU."""
 
-    def __init__(self, library: TrtLibrary, engines: Path, graphs: Manifest) -> None:
+    def __init__(self, library: TrtLibrary, engines: Path, graphs: Mapping[str, GraphFile]) -> None:
         """Load the engines that were built from ``graphs``.
 
         Raises:
@@ -33,10 +34,10 @@ class EngineBackend:
         self._messages: list[str] = []
         self._memory = CudaMemory()
         self._runtime = trt.Runtime(make_logger(trt, self._messages))
-        self._files = build.engines
+        self._files = {name: build.engines[name] for name in graphs}
         self._engines: dict[str, Any] = {}
         self._contexts: dict[str, Any] = {}
-        for component, file in build.engines.items():
+        for component, file in self._files.items():
             engine = self._runtime.deserialize_cuda_engine((engines / file.file).read_bytes())
             if engine is None:
                 raise self._failure(component, "cannot be loaded")
@@ -53,7 +54,7 @@ class EngineBackend:
             context.set_input_shape(name, array.shape)
             address = memory.upload(f"{component}/{name}", array)
             context.set_tensor_address(name, address)
-        output = COMPONENTS[component].output_name
+        output = GRAPHS[component].output_name
         shape = tuple(int(n) for n in context.get_tensor_shape(output))
         address = memory.buffer(f"{component}/{output}", 4 * int(np.prod(shape)))
         context.set_tensor_address(output, address)
@@ -67,7 +68,11 @@ class EngineBackend:
 
 
 def find_build(
-    library: TrtLibrary, engines: Path, graphs: Manifest, version: str, capability: str
+    library: TrtLibrary,
+    engines: Path,
+    graphs: Mapping[str, GraphFile],
+    version: str,
+    capability: str,
 ) -> LibraryBuild:
     """The build of ``library`` in an engines folder, checked against graphs, library and GPU.
 
@@ -96,14 +101,15 @@ def find_build(
             f"{library.name}: engines in {engines} are for compute capability "
             f"{', '.join(build.compute_capabilities)}, this GPU has {capability}; {ENGINE_HINT}"
         )
-    for component, graph in graphs.components.items():
+    for component, graph in graphs.items():
         engine = build.engines.get(component)
         if engine is None or engine.onnx_sha256 != graph.onnx_sha256:
             raise ExportError(
                 f"{library.name}: the engine of {component} was built from another "
                 f"{graph.onnx_file}; {ENGINE_HINT}"
             )
-    verify_files(engines, {e.file: e.sha256 for e in build.engines.values()}, ENGINE_HINT)
+    files = [build.engines[component] for component in graphs]
+    verify_files(engines, {file.file: file.sha256 for file in files}, ENGINE_HINT)
     return build
 
 

@@ -335,13 +335,17 @@ class EvaluateConfig(_Section):
 
 
 class ExportConfig(_Section):
-    """Exported graphs: opset, precision, and the shapes that parity is checked at."""
+    """Exported graphs: opset, precision, and the shapes that parity is checked at.
+
+    ``fused``: of a one-step model also one graph from picture to metres, at ``engine_size``.
+    """
 
     opset: Annotated[int, Field(ge=18, le=24)]
     precision: Literal["fp32", "fp16"]
     dynamic: bool
     parity_sizes: tuple[Size, ...]
     engine_size: Size
+    fused: bool = False
 
 
 class ProfileConfig(_Section):

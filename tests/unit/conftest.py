@@ -14,6 +14,7 @@ EXPORT = ExportConfig(
     dynamic=True,
     parity_sizes=((16, 24), (12, 28)),
     engine_size=(16, 24),
+    fused=True,
 )
 
 

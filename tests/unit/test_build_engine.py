@@ -29,7 +29,7 @@ from export.manifest import (
     sha256_of,
 )
 from export.runtime import DepthSession, open_session
-from export.specs import COMPONENTS, UNET_STEP, VAE_ENCODER, LatentGrid
+from export.specs import COMPONENTS, GRAPHS, ONE_STEP, UNET_STEP, VAE_ENCODER, LatentGrid
 from export.trt_library import TENSORRT_RTX, TrtLibrary
 from metricgold.workspace import Workspace
 
@@ -57,13 +57,14 @@ def test_rtx_engines_are_built_without_a_gpu(exported: Workspace, rtx_engines: P
     graphs = read_manifest(exported.onnx)
     assert build.library_version == tensorrt_rtx.__version__
     assert build.compute_capabilities == ["8.0", "8.6", "8.9", "12.0", "12.1"]
-    assert list(build.engines) == list(COMPONENTS)
+    assert list(build.engines) == list(GRAPHS)
     for name, engine in build.engines.items():
         path = rtx_engines / engine.file
         assert sha256_of(path) == engine.sha256
         assert path.stat().st_size == engine.bytes > 10_000
-        assert engine.onnx_sha256 == graphs.components[name].onnx_sha256
-        assert set(engine.profile) == set(COMPONENTS[name].inputs)
+        assert engine.onnx_sha256 == graphs.graphs()[name].onnx_sha256
+        fixed = name == ONE_STEP.name
+        assert set(engine.profile) == (set() if fixed else set(GRAPHS[name].inputs))
     assert list(rtx_engines.parent.glob("*.part")) == []
 
 
@@ -126,7 +127,7 @@ def test_profile_covers_every_orientation_at_the_engines_long_side() -> None:
 
 def find(engines: Path, onnx: Path, **changed: str) -> LibraryBuild:
     found = {"version": "1.0", "capability": "8.9"} | changed
-    return trt_runtime.find_build(TENSORRT_RTX, engines, read_manifest(onnx), **found)
+    return trt_runtime.find_build(TENSORRT_RTX, engines, read_manifest(onnx).components, **found)
 
 
 @pytest.fixture
@@ -159,7 +160,11 @@ def test_engines_for_something_else_are_refused(exported: Workspace, written_eng
         find(written_engines, exported.onnx, capability="9.0")
     with pytest.raises(BackendUnavailableError, match=f"no engines in .*{NO_DRIVER}"):
         trt_runtime.find_build(
-            trt_library.TENSORRT, written_engines, read_manifest(exported.onnx), "1.0", "8.9"
+            trt_library.TENSORRT,
+            written_engines,
+            read_manifest(exported.onnx).components,
+            "1.0",
+            "8.9",
         )
     (written_engines / "tensorrt-rtx" / "unet_step.engine").write_bytes(b"other")
     with pytest.raises(ExportError, match=r"unet_step\.engine: differs"):
@@ -172,7 +177,7 @@ def test_engines_of_another_graph_are_refused(exported: Workspace, written_engin
     manifest = read_manifest(exported.onnx)
     manifest.components["unet_step"].files["unet_step.onnx"] = "0" * 64
     with pytest.raises(ExportError, match=r"unet_step was built from another unet_step\.onnx"):
-        trt_runtime.find_build(TENSORRT_RTX, written_engines, manifest, "1.0", "8.9")
+        trt_runtime.find_build(TENSORRT_RTX, written_engines, manifest.components, "1.0", "8.9")
 
 
 class HostDriver:
