@@ -146,11 +146,11 @@ def test_a_size_the_networks_cannot_take_is_named(export_config: ExportConfig) -
 
 def test_parity_passes_and_is_written(exported: Workspace, export_config: ExportConfig) -> None:
     results = run(profile(export_config), exported)
-    assert {r.component for r in results} == {*COMPONENTS, "end_to_end"}
+    assert {r.component for r in results} == {*COMPONENTS, "end_to_end", "one_step"}
     assert {r.size for r in results} == {(16, 24), (12, 28)}
     written = json.loads((exported.metrics / "parity.json").read_text())
     assert written["passed"] is True
-    assert len(written["comparisons"]) == len(results) == 8
+    assert len(written["comparisons"]) == len(results) == 9
     assert max(written["worst_relative"].values()) < 1e-3
 
 

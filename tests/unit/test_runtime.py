@@ -216,7 +216,7 @@ def test_stale_missing_and_foreign_files_are_named(exported: Workspace, tmp_path
     with pytest.raises(ExportError, match=r"unet_step\.onnx: missing"):
         open_session(folder)
     (folder / "manifest.json").write_text('{"format": 99}')
-    with pytest.raises(ExportError, match="format 99, this version reads 2"):
+    with pytest.raises(ExportError, match="format 99, this version reads 3"):
         open_session(folder)
     (folder / "manifest.json").write_text('{"format"')
     with pytest.raises(ExportError, match="cannot be read"):
