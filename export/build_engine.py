@@ -1,6 +1,7 @@
 """ONNX graphs to TensorRT and TensorRT-RTX engines; records what could not be built and why.
 
-``python -m export.build_engine [--onnx FOLDER] [--out FOLDER] [--backend tensorrt|tensorrt-rtx]``
+``python -m export.build_engine [--onnx FOLDER] [--out FOLDER] [--backend tensorrt|tensorrt-rtx]
+[--commands]``
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from export.engine_manifest import (
     EngineManifest,
     LibraryBuild,
     Profile,
-    shape_profile,
+    profile_of,
 )
 from export.manifest import (
     MANIFEST_FILE,
@@ -27,8 +28,8 @@ from export.manifest import (
     sha256_of,
     verify_graphs,
 )
-from export.specs import COMPONENTS
 from export.trt_library import LIBRARIES, TrtLibrary, make_logger
+from export.trtexec import command_lines
 from metricgold.config import ProfileConfig, load_config
 from metricgold.errors import run_cli
 from metricgold.files import replaced_folder
@@ -93,11 +94,7 @@ def _build_library(
     )
     (out / library.name).mkdir()
     for name, graph in graphs.graphs().items():
-        profile: Profile = {}
-        if graphs.dynamic and name in COMPONENTS:
-            profile = shape_profile(
-                COMPONENTS[name], engine_size, graphs.size_multiple, graphs.grid
-            )
+        profile = profile_of(name, graphs, engine_size)
         started = time.perf_counter()
         file = f"{library.name}/{name}.engine"
         source = onnx / graph.onnx_file
@@ -192,8 +189,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--onnx", type=Path, default=ws.onnx)
     parser.add_argument("--out", type=Path, default=ws.engines)
     parser.add_argument("--backend", choices=list(LIBRARIES), action="append")
+    parser.add_argument(
+        "--commands",
+        action="store_true",
+        help="print what NVIDIA's trtexec and polygraphy need for the same engines; build nothing",
+    )
     options = parser.parse_args(arguments)
     size = load_config().export.engine_size
+    if options.commands:
+        manifest = read_manifest(options.onnx)
+        print(*command_lines(options.onnx, options.out, manifest, size), sep="\n")
+        return 0
     names = tuple(options.backend or LIBRARIES)
     manifest = build_engines(options.onnx, options.out, size, names)
     engines = sum(len(build.engines) for build in manifest.builds.values())

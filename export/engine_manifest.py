@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from export.manifest import MANIFEST_FILE, ExportError, read_json
-from export.specs import ComponentSpec, LatentGrid
+from export.manifest import MANIFEST_FILE, ExportError, Manifest, read_json
+from export.specs import COMPONENTS, ComponentSpec, LatentGrid
 from metricgold import files
 
 ENGINE_HINT = "run 'dvc repro export_trt' or 'python -m export.build_engine'"
@@ -62,6 +62,13 @@ def read_engine_manifest(folder: Path) -> EngineManifest:
         return EngineManifest(builds=builds, not_built=dict(raw["not_built"]), note=raw["note"])
     except (TypeError, KeyError, AttributeError) as error:
         raise ExportError(f"{path}: not an engine manifest ({error}); {ENGINE_HINT}") from None
+
+
+def profile_of(name: str, graphs: Manifest, engine_size: tuple[int, int]) -> Profile:
+    """What an engine of a graph accepts: one shape, where the graph is of fixed shape."""
+    if not graphs.dynamic or name not in COMPONENTS:
+        return {}
+    return shape_profile(COMPONENTS[name], engine_size, graphs.size_multiple, graphs.grid)
 
 
 def shape_profile(

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.specs import ONE_STEP, LatentGrid
+from export.specs import ONE_STEP, LatentGrid, Precision
 from metricgold import files
 from metricgold.depth_codec import DepthCodec
 from metricgold.errors import UserError
@@ -105,6 +105,11 @@ class Manifest:
     components: dict[str, GraphFile]
     fused: FusedGraph | None = None
     format: int = FORMAT
+
+    @property
+    def arithmetic(self) -> Precision:
+        """Inside the graphs."""
+        return Precision(self.precision)
 
     @property
     def codec(self) -> DepthCodec:

@@ -8,12 +8,17 @@ TensorRT or TensorRT-RTX where engines and a GPU are there, else ONNX Runtime.
 from __future__ import annotations
 
 import argparse
+import time
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+from export import timing
 from export.runtime import AUTO, BACKENDS, DepthSession, open_session
-from metricgold.errors import run_cli
+from metricgold.errors import UserError, run_cli
 from metricgold.outputs import DEFAULT_FORMATS, FORMATS, Prediction, parse_formats
-from metricgold.picture_files import CameraOptions, Loaded, Predict, find_pictures, run
+from metricgold.picture_files import CameraOptions, Loaded, Predict, find_pictures, load, run
 from metricgold.workspace import Workspace
 
 
@@ -23,20 +28,37 @@ def main(arguments: list[str] | None = None) -> int:
     formats = parse_formats(options.format)
     camera = CameraOptions(options.fov_deg, options.focal_px)
     sources = find_pictures(options.images)
+    began = time.perf_counter()
     session = open_session(
         options.model, options.backend, engines=options.engines, fused=options.fused
     )
-    predict = predictor(
-        session,
-        steps=options.steps,
-        ensemble_size=options.ensemble,
-        processing_resolution=options.processing_resolution,
-        seed=options.seed,
-    )
+    opened = time.perf_counter() - began
+    how: dict[str, Any] = {
+        "steps": options.steps,
+        "ensemble_size": options.ensemble,
+        "processing_resolution": options.processing_resolution,
+        "seed": options.seed,
+    }
+    if options.benchmark is not None:
+        print(f"{session.backend.name}: opened in {opened:.2f} s")
+        _benchmark(session, [load(s, camera) for s in sources], options.benchmark, how)
+        return 0
+    predict = predictor(session, **how)
     refused = run(
         sources, predict, camera=camera, out=options.out, formats=formats, force=options.force
     )
     return 1 if refused else 0
+
+
+def _benchmark(
+    session: DepthSession, pictures: Sequence[Loaded], rounds: int, how: dict[str, Any]
+) -> None:
+    """Time the pictures, which are in memory already; nothing is written."""
+    if rounds < 1:
+        raise UserError(f"--benchmark must be 1 round or more, got {rounds}")
+    calls = [partial(session.infer, p.rgb, fov_deg=p.fov_deg, **how) for p in pictures]
+    for line in timing.described(timing.measure(calls, rounds)):
+        print(line)
 
 
 def predictor(
@@ -100,6 +122,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--steps", type=int, help="denoising steps (default: what the model was trained for)")
     add("--ensemble", type=int, default=1, help="predictions to fuse (%(default)s)")
     add("--processing-resolution", type=int, help="long side in pixels; 0: the picture's own")
+    add(
+        "--benchmark",
+        type=int,
+        nargs="?",
+        const=20,
+        metavar="ROUNDS",
+        help="time the pictures (%(const)s rounds) stage by stage in place of writing results",
+    )
     add("--fused", action="store_true", help="the one graph from picture to metres, one step")
     add("--seed", type=int, default=0, help="of the initial noise (%(default)s)")
     return parser

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from export import trt_infer
+from export import timing, trt_infer
+from export.runtime import DepthResult
 from metricgold.errors import run_cli
 from metricgold.outputs import FORMATS
 from metricgold.workspace import Workspace
@@ -212,3 +213,40 @@ def test_genuine_pictures(infer: Infer, real_samples: Path) -> None:
     for path in pictures:
         with Image.open(path) as picture:
             assert np.load(f"outputs/{path.stem}_depth.npy").shape == picture.size[::-1]
+
+
+def test_times_are_told_stage_by_stage_and_nothing_is_written(
+    infer: Infer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.fromarray(RGB).save("a.png")
+    Image.fromarray(RGB[:, ::-1]).save("b.png")
+    assert infer("a.png", "b.png", "--benchmark", "3") == 0
+    said = capsys.readouterr().out
+    assert "onnxruntime-cpu: opened in" in said
+    rows = {line.split()[0]: line.split()[1:] for line in said.splitlines() if line[:1].isalpha()}
+    for stage in ("preprocess", "encode", "denoise", "decode", "postprocess", "all"):
+        half, most = (float(number) for number in rows[stage])
+        assert 0 < half <= most
+    assert "images/s; peak memory" in said
+    assert outputs() == []
+    assert infer("a.png", "--fused", "--benchmark", "1") == 0
+    assert "fused" in capsys.readouterr().out
+    assert infer("a.png", "--benchmark", "0") == 1
+    assert "--benchmark must be 1 round or more" in capsys.readouterr().err
+
+
+def test_timings_by_hand() -> None:
+    pauses = iter([0.0, 1.0, 2.0, 3.0, 4.0])
+
+    def call() -> DepthResult:
+        nothing = np.zeros((1, 1), np.float32)
+        seconds = {"encode": next(pauses)}
+        return DepthResult(
+            depth=nothing, uncertainty=None, backend="x", size=(1, 1), seconds=seconds
+        )
+
+    found = timing.measure([call, call], 2)
+    assert found.calls["encode"] == [1.0, 2.0, 3.0, 4.0]
+    assert found.pictures == 4
+    assert found.percentile("encode", 50) == 2500.0
+    assert found.images_a_second == pytest.approx(4 / sum(found.calls["all"]))
