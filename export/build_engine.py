@@ -197,8 +197,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     size = load_config().export.engine_size
     if options.commands:
-        manifest = read_manifest(options.onnx)
-        print(*command_lines(options.onnx, options.out, manifest, size), sep="\n")
+        graphs = read_manifest(options.onnx)
+        print(*command_lines(options.onnx, options.out, graphs, size), sep="\n")
         return 0
     names = tuple(options.backend or LIBRARIES)
     manifest = build_engines(options.onnx, options.out, size, names)
