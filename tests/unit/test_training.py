@@ -521,20 +521,21 @@ def test_muon_and_fp16_do_not_go_together() -> None:
 
 
 @pytest.mark.parametrize(
-    ("device", "fast", "expected"),
+    ("device", "units", "expected"),
     [
-        ("cpu", True, "bf16"),
-        ("cpu", False, "fp32"),
-        ("cuda", True, "bf16"),
-        ("cuda", False, "fp32"),
+        ("cpu", {"cpu._is_amx_tile_supported"}, "bf16"),
+        ("cpu", {"cpu._is_avx512_bf16_supported"}, "bf16"),
+        ("cpu", set(), "fp32"),
+        ("cuda", {"cuda.is_bf16_supported"}, "bf16"),
+        ("cuda", set(), "fp32"),
     ],
 )
 def test_the_precision_is_what_the_device_multiplies_fast(
-    device: str, fast: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+    device: str, units: set[str], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = (
-        "torch.cpu._is_amx_tile_supported" if device == "cpu" else "torch.cuda.is_bf16_supported"
-    )
-    monkeypatch.setattr(asked, lambda **_: fast)
+    for asked in (
+        "cpu._is_amx_tile_supported", "cpu._is_avx512_bf16_supported", "cuda.is_bf16_supported"
+    ):  # fmt: skip
+        monkeypatch.setattr(f"torch.{asked}", lambda asked=asked, **_: asked in units)
     assert precision_on(torch.device(device), "auto") == expected
     assert precision_on(torch.device(device), "bf16") == "bf16"
