@@ -201,9 +201,9 @@ def _export_component(
     config: ExportConfig,
     manifest: Manifest,
 ) -> GraphFile:
-    # A dynamic axis must not have length 1 in the example, or it is taken for a constant.
-    batch, scale = (2, 2) if config.dynamic else (1, 1)
-    size = (config.engine_size[0] * scale, config.engine_size[1] * scale)
+    batch, size = 1, config.engine_size
+    if config.dynamic:
+        batch, size = 2, _dynamic_example(size, manifest.latent_factor)
     inputs = example_inputs(spec, size, manifest.grid, batch)
     shapes = tuple(t.dynamic_axes() for t in spec.inputs.values()) if config.dynamic else None
     try:
@@ -229,6 +229,16 @@ def _export_component(
     if config.dynamic:
         _name_axes(graph, spec, manifest.latent_channels)
     return _save(graph, spec, folder)
+
+
+def _dynamic_example(size: tuple[int, int], factor: int) -> tuple[int, int]:
+    """A size from which a graph is traced that takes every size.
+
+    What has length 1 is taken for a constant, and from latents of even sides the U-Net's way up
+    would be traced as plain doubling: both sides have an odd number of latent cells, at least 3.
+    """
+    height, width = (factor * (side // factor * 2 + 1) for side in size)
+    return height, width
 
 
 def _make_reproducible(graph: onnx_ir.Model, metadata: dict[str, Any]) -> None:

@@ -164,11 +164,6 @@ def vae_factor(vae: AutoencoderKL) -> int:
     return 2 ** (len(vae.config.block_out_channels) - 1)
 
 
-def size_multiple(vae: AutoencoderKL, unet: UNet2DConditionModel) -> int:
-    """What height and width in pixels must be multiples of."""
-    return vae_factor(vae) * 2 ** (len(unet.config.block_out_channels) - 1)
-
-
 def encode(vae: AutoencoderKL, image: Tensor) -> Tensor:
     """Picture [B, 3, H, W] in [-1, 1] to latent [B, C, h, w]: posterior mean x scaling factor."""
     return vae.encode(image).latent_dist.mean * vae.config.scaling_factor

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from metricgold.confidence import ConfidenceHead
 from metricgold.depth_codec import DepthCodec
 from metricgold.empty_text import EmptyText
-from metricgold.model import LOADING, CheckpointError, size_multiple
+from metricgold.model import LOADING, CheckpointError, vae_factor
 from metricgold.model_card import write_model_card
 
 INDEX_FILE = "model_index.json"
@@ -117,8 +117,12 @@ class MetricGoldModel(DiffusionPipeline):
 
     @property
     def size_multiple(self) -> int:
-        """What height and width in pixels must be multiples of."""
-        return size_multiple(self.image_vae, self.unet)
+        """What height and width in pixels must be multiples of: the VAE's factor.
+
+        The U-Net takes latents of any size: on its way up it goes back to the very sizes it had
+        on its way down.
+        """
+        return vae_factor(self.image_vae)
 
     @classmethod
     def from_pretrained(cls, folder: Path | str, **options: Any) -> Self:

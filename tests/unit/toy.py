@@ -22,7 +22,7 @@ LONG_SIDE = 24
 
 
 def toy_model(seed: int = 0, fov_matters: bool = False) -> MetricGoldPipeline:
-    """Random weights; size multiple 4. ``fov_matters`` gives the FOV embedding an effect."""
+    """Random weights; size multiple 2. ``fov_matters`` gives the FOV embedding an effect."""
     model = random_toy_pipeline(TOY, seed, default_processing_resolution=LONG_SIDE)
     model.set_progress_bar_config(disable=True)
     if fov_matters:
