@@ -24,6 +24,8 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 CropShare = Annotated[float, Field(gt=0, le=1)]
 Size = tuple[PositiveInt, PositiveInt]
 """Height, width in pixels."""
+EngineComponent = Literal["vae_encoder", "unet_step", "depth_decoder"]
+"""Graphs of variable shape, by the names of :data:`export.specs.COMPONENTS`."""
 
 
 class ConfigError(UserError):
@@ -324,6 +326,52 @@ class TrainOneStepConfig(_Section):
     confidence: ConfidenceConfig | None = None
 
 
+class LightVaeConfig(_Section):
+    """Size of the light autoencoder, an ``AutoencoderTiny`` of diffusers; the default is TAESD's.
+
+    ``width``: channels at every level. ``encoder_blocks``: residual blocks of each level from
+    pixels to latents; ``decoder_blocks`` from latents to pixels. A level more halves the sides.
+    """
+
+    width: PositiveInt = 64
+    encoder_blocks: tuple[Annotated[int, Field(ge=0)], ...] = (1, 3, 3, 3)
+    decoder_blocks: tuple[Annotated[int, Field(ge=0)], ...] = (3, 3, 3, 1)
+
+    @model_validator(mode="after")
+    def _of_one_factor(self) -> LightVaeConfig:
+        if len(self.encoder_blocks) != len(self.decoder_blocks):
+            raise ValueError(
+                f"encoder_blocks has {len(self.encoder_blocks)} levels, decoder_blocks "
+                f"{len(self.decoder_blocks)}; they must be as many"
+            )
+        return self
+
+
+class TrainLightConfig(_Section):
+    """The light autoencoder, distilled after stage C; all other networks stay as they are.
+
+    It starts at random with the size of ``network``, or from ``pretrained`` (a repository of the
+    hub or a folder, with ``revision``), such as ``madebyollin/taesd``. ``latent_phase`` trains
+    encoder and decoder apart, on the full ones' latents; then they are trained through the U-Net.
+    ``latent_loss_weight``: there, of the L1 between pictures' latents beside stage C's metric loss.
+    """
+
+    network: LightVaeConfig | None = None
+    pretrained: str | None = None
+    revision: str | None = None
+    latent_phase: OptimizerConfig
+    optimizer: OptimizerConfig
+    latent_loss_weight: Annotated[float, Field(ge=0)]
+
+    @model_validator(mode="after")
+    def _one_of(self) -> TrainLightConfig:
+        if (self.network is None) == (self.pretrained is None):
+            raise ValueError("train_light needs exactly one of 'network' and 'pretrained'")
+        if self.latent_phase.shard or self.optimizer.shard:
+            raise ValueError("train_light: nothing so small is divided; leave out 'shard'")
+        return self
+
+
 class EvaluateConfig(_Section):
     """Held-out evaluation; steps and ensemble as in diffusers' Marigold pipeline."""
 
@@ -334,10 +382,56 @@ class EvaluateConfig(_Section):
     pictures: PositiveInt
 
 
+class EngineProfileConfig(_Section):
+    """Pictures that one profile of an engine takes: sizes in pixels, and pictures at a time.
+
+    Between ``min`` and ``max`` on either side; kernels are chosen for ``opt``. ``batch`` has the
+    least, the best and the most.
+    """
+
+    min: Size
+    opt: Size
+    max: Size
+    batch: tuple[PositiveInt, PositiveInt, PositiveInt] = (1, 1, 1)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> EngineProfileConfig:
+        axes = {"height": 0, "width": 1}
+        rows = {name: (self.min[i], self.opt[i], self.max[i]) for name, i in axes.items()}
+        for name, row in (rows | {"batch": self.batch}).items():
+            if list(row) != sorted(row):
+                low, best, high = row
+                raise ValueError(f"{name} needs min <= opt <= max, got {low}, {best}, {high}")
+        return self
+
+
+class EnginesConfig(_Section):
+    """How TensorRT and TensorRT-RTX engines are built; what a library lacks is said and left out.
+
+    ``profiles``: for every graph of variable shape; none: one around ``engine_size``.
+    ``components``: other profiles for one graph. ``optimization_level``: how long to search,
+    0 to 5; none: the library's default. ``version_compatible``: loads with later versions too.
+    ``hardware_compatibility``: other GPUs than the one at hand. ``weight_streaming``: weights may
+    stay in the host's memory when the engine runs. ``timing_cache``: keep what was timed.
+    """
+
+    profiles: tuple[EngineProfileConfig, ...] = ()
+    components: dict[EngineComponent, tuple[EngineProfileConfig, ...]] = {}
+    workspace_gib: PositiveFloat = 4.0
+    optimization_level: Annotated[int, Field(ge=0, le=5)] | None = None
+    timing_cache: bool = True
+    version_compatible: bool = False
+    hardware_compatibility: Literal["none", "same_compute_capability", "ampere_plus"] = "none"
+    weight_streaming: bool = False
+
+
 class ExportConfig(_Section):
-    """Exported graphs: opset, precision, and the shapes that parity is checked at.
+    """Exported graphs: opset, precision, and what parity is checked on.
 
     ``fused``: of a one-step model also one graph from picture to metres, at ``engine_size``.
+    ``attention``: arithmetic inside attention in float16: ``fp32``, or ``auto``, where it would
+    overflow. ``light``: graphs of the light autoencoder in place of the full ones.
+    ``parity_frames``: held-out frames of each dataset whose errors are compared; 0: none.
     """
 
     opset: Annotated[int, Field(ge=18, le=24)]
@@ -346,10 +440,37 @@ class ExportConfig(_Section):
     parity_sizes: tuple[Size, ...]
     engine_size: Size
     fused: bool = False
+    attention: Literal["auto", "fp32"] = "auto"
+    light: bool = False
+    parity_frames: Annotated[int, Field(ge=0)] = 24
+    engines: EnginesConfig = EnginesConfig()
+
+
+Margin = Annotated[float, Field(ge=0)]
+
+
+class PromotionConfig(_Section):
+    """When a new model takes the champion's place: rules on figures of the same frames.
+
+    Each rule is a figure and a margin in the figure's own unit, and holds for the interval at
+    ``level`` of the improvement, by ``resamples`` paired bootstrap samples of whole scenes.
+
+    ``better``: the whole interval is above the margin. ``not_worse``: it is above minus the
+    margin. ``not_worse_on_any``: likewise, on each dataset alone. ``min_scenes``: with fewer, no
+    interval is believed and nothing is promoted.
+    """
+
+    better: Annotated[dict[str, Margin], Field(min_length=1)] = {"abs_rel": 0.0, "delta1": 0.0}
+    not_worse: dict[str, Margin] = {}
+    not_worse_on_any: dict[str, Margin] = {}
+    level: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    resamples: PositiveInt = 10_000
+    min_scenes: PositiveInt = 20
+    seed: int = 0
 
 
 class ProfileConfig(_Section):
-    """Everything one profile says."""
+    """Everything one profile says; ``train_light: null`` for no light autoencoder."""
 
     seed: int
     codec: CodecConfig
@@ -363,8 +484,10 @@ class ProfileConfig(_Section):
     cache_latents: CacheLatentsConfig
     train_unet: TrainUnetConfig
     train_one_step: TrainOneStepConfig
+    train_light: TrainLightConfig | None
     evaluate: EvaluateConfig
     export: ExportConfig
+    promotion: PromotionConfig = PromotionConfig()
 
     @model_validator(mode="after")
     def _all_datasets(self) -> ProfileConfig:
@@ -380,9 +503,66 @@ class ProfileConfig(_Section):
         return {n: self.datasets[n] for n in DATASET_NAMES if self.datasets[n].enabled}
 
 
+class RetryConfig(_Section):
+    """What is tried again after the network or a server failed, and only then.
+
+    ``attempts`` after the first; the pause before them is ``backoff_s``, doubled each time.
+    """
+
+    attempts: Annotated[int, Field(ge=0, le=50)] = 3
+    backoff_s: PositiveFloat = 10.0
+
+
+class ScheduleConfig(_Section):
+    """When training is run anew: a cron line in a time zone (its name in the IANA database)."""
+
+    cron: str
+    timezone: str = "UTC"
+
+
+class QualityConfig(_Section):
+    """How good the model must stay: ``metric`` on the shards in ``data``, on which it is evaluated.
+
+    ``model`` as ``metricgold evaluate --model`` takes it. The bound is ``at_most`` for an error,
+    ``at_least`` for an accuracy.
+    """
+
+    data: str
+    metric: str
+    at_most: float | None = None
+    at_least: float | None = None
+    model: str = "artifacts/metricgold"
+    frames: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _one_bound(self) -> QualityConfig:
+        if (self.at_most is None) == (self.at_least is None):
+            raise ValueError("quality needs exactly one of 'at_most' and 'at_least'")
+        return self
+
+
+class OrchestrationConfig(_Section):
+    """How flows run the stages. It decides no number, so it makes no stage stale.
+
+    ``timeout_s`` (seconds) and ``parallel`` (at once) by the stage's name without its dataset;
+    a stage that is not named has no time limit, and runs alone beside those that are parallel.
+    ``watch_minutes``: how often sources, and the quality, are looked at; None: never.
+    ``secrets``: environment variables of the stages, and the Prefect Secret blocks they come from.
+    """
+
+    schedule: ScheduleConfig | None = None
+    retry: RetryConfig = RetryConfig()
+    timeout_s: dict[str, PositiveFloat] = {}
+    parallel: dict[str, PositiveInt] = {"download": 4}
+    watch_minutes: PositiveFloat | None = None
+    quality: QualityConfig | None = None
+    secrets: dict[str, str] = {}
+
+
 class _Params(_Section):
     profile: str
     profiles: dict[str, ProfileConfig]
+    orchestration: OrchestrationConfig = OrchestrationConfig()
 
 
 def _one_line(error: ValidationError, path: Path) -> str:
@@ -401,6 +581,38 @@ def _one_line(error: ValidationError, path: Path) -> str:
     return f"{path}: " + "; ".join(parts) + (f"; and {more} more" if more > 0 else "")
 
 
+def _read_yaml(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; run from the repository root") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def profile_names(path: Path | str = "params.yaml") -> tuple[str, list[str]]:
+    """The chosen profile and the names of all; nothing of what they say is checked.
+
+    Raises:
+        ConfigError: the file is missing, or is not YAML.
+    """
+    raw = _read_yaml(Path(path)) or {}
+    return str(raw.get("profile")), sorted(raw.get("profiles") or [])
+
+
+def load_orchestration(path: Path | str = "params.yaml") -> OrchestrationConfig:
+    """Read the section ``orchestration`` alone; what is not given has its default.
+
+    Raises:
+        ConfigError: the file is missing, is not YAML, or the section holds a wrong key or value.
+    """
+    section = (_read_yaml(Path(path)) or {}).get("orchestration", {})
+    try:
+        return OrchestrationConfig.model_validate(section)
+    except ValidationError as error:
+        raise ConfigError(_one_line(error, Path(f"{path}: orchestration"))) from None
+
+
 def load_config(path: Path | str = "params.yaml", profile: str | None = None) -> ProfileConfig:
     """Read one profile of ``path``; ``profile`` overrides the file's ``profile`` key.
 
@@ -409,12 +621,7 @@ def load_config(path: Path | str = "params.yaml", profile: str | None = None) ->
             or holds an unknown, missing or out-of-range key.
     """
     path = Path(path)
-    try:
-        raw: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; run from the repository root") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    raw = _read_yaml(path)
     try:
         params = _Params.model_validate(raw)
     except ValidationError as error:

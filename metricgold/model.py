@@ -10,13 +10,13 @@ MLP's biases are then the learned null embedding.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from torch import Tensor, nn
 
-from metricgold.config import ToyModelConfig
+from metricgold.config import LightVaeConfig, ToyModelConfig
 from metricgold.errors import UserError
 from metricgold.geometry import ray_latent
 
@@ -25,6 +25,9 @@ FOV_OCTAVES = (-2.0, 3.0)
 """Lowest and highest octave; the sinusoids' frequencies are pi times 2 to that power."""
 LOADING: dict[str, Any] = {"use_safetensors": True, "low_cpu_mem_usage": False}
 """How diffusers reads weights: safetensors only, into networks that are built first."""
+
+Vae: TypeAlias = AutoencoderKL | AutoencoderTiny
+"""A full autoencoder or a light one."""
 
 
 class CheckpointError(UserError):
@@ -51,6 +54,18 @@ def build_toy_vae(config: ToyModelConfig) -> AutoencoderKL:
     with torch.no_grad():  # a quiet posterior (std 0.05) from the first step on
         vae.quant_conv.bias[config.latent_channels :] = -6.0
     return vae
+
+
+def build_light_vae(config: LightVaeConfig, latent_channels: int) -> AutoencoderTiny:
+    """TAESD's architecture with random weights; spatial factor 2^(levels - 1)."""
+    widths = (config.width,) * len(config.encoder_blocks)
+    return AutoencoderTiny(
+        encoder_block_out_channels=widths,
+        decoder_block_out_channels=widths,
+        num_encoder_blocks=config.encoder_blocks,
+        num_decoder_blocks=config.decoder_blocks,
+        latent_channels=latent_channels,
+    )
 
 
 def build_toy_unet(config: ToyModelConfig) -> UNet2DConditionModel:
@@ -159,14 +174,19 @@ def one_step_start(fov_y_deg: Tensor, rgb_latent: Tensor) -> Tensor:
     return torch.from_numpy(rays).to(rgb_latent)
 
 
-def vae_factor(vae: AutoencoderKL) -> int:
+def vae_factor(vae: Vae) -> int:
     """Pixels a latent cell spans on each axis (8 for Stable Diffusion)."""
     return 2 ** (len(vae.config.block_out_channels) - 1)
 
 
-def encode(vae: AutoencoderKL, image: Tensor) -> Tensor:
-    """Picture [B, 3, H, W] in [-1, 1] to latent [B, C, h, w]: posterior mean x scaling factor."""
-    return vae.encode(image).latent_dist.mean * vae.config.scaling_factor
+def encode(vae: Vae, image: Tensor) -> Tensor:
+    """Picture [B, 3, H, W] in [-1, 1] to latent [B, C, h, w]: posterior mean x scaling factor.
+
+    A light one's output stands for a full one's scaled mean; its own factor is 1.
+    """
+    found = vae.encode(image)
+    latent = found.latents if isinstance(vae, AutoencoderTiny) else found.latent_dist.mean
+    return latent * vae.config.scaling_factor
 
 
 def encode_depth_norm(depth_vae: AutoencoderKL, depth_norm: Tensor) -> Tensor:
@@ -174,7 +194,7 @@ def encode_depth_norm(depth_vae: AutoencoderKL, depth_norm: Tensor) -> Tensor:
     return encode(depth_vae, depth_norm.expand(-1, 3, -1, -1))
 
 
-def decode_depth_norm(depth_vae: AutoencoderKL, depth_latent: Tensor) -> Tensor:
+def decode_depth_norm(depth_vae: Vae, depth_latent: Tensor) -> Tensor:
     """Depth latent [B, C, h, w] to depth_norm [B, 1, H, W], float32 channel mean, *not* clipped."""
     decoded = depth_vae.decode(depth_latent / depth_vae.config.scaling_factor).sample
     return decoded.float().mean(dim=1, keepdim=True)

@@ -40,6 +40,7 @@ a picture's EXIF is read otherwise. {camera}
 | long side while working | {resolution} px |
 | latent channels | {channels} |
 | uncertainty of one prediction | {confidence} |
+| light autoencoder, for speed | {light} |
 {parts}
 
 ## Training
@@ -71,6 +72,7 @@ def write_model_card(folder: Path, pipeline: MetricGoldPipeline) -> None:
         resolution=pipeline.default_processing_resolution,
         channels=pipeline.image_vae.config.latent_channels,
         confidence="by a confidence head" if pipeline.confidence is not None else "no",
+        light="yes: `from_pretrained(..., light=True)`" if pipeline.light_vae is not None else "no",
         camera=(
             "Without any the scale is a guess."
             if pipeline.config.fov_conditioning

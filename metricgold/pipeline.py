@@ -70,7 +70,7 @@ class MetricGoldPipeline(MetricGoldModel):
     """Metric depth from pictures, in the call convention of diffusers' Marigold pipeline."""
 
     model_cpu_offload_seq = "image_vae->unet->confidence->depth_vae"
-    _exclude_from_cpu_offload: ClassVar[list[str]] = ["empty_text"]
+    _exclude_from_cpu_offload: ClassVar[list[str]] = ["empty_text", "light_vae"]
 
     @classmethod
     def of(cls, model: MetricGoldModel) -> MetricGoldPipeline:
@@ -249,7 +249,7 @@ class MetricGoldPipeline(MetricGoldModel):
         device, dtype = self._execution_device, self.unet.dtype
         image = torch.from_numpy(rgb).permute(0, 3, 1, 2).to(device, dtype) * 2.0 - 1.0
         fov = fov.to(device)
-        rgb_latent = encode(self.image_vae, image)  # [B, C, h, w]
+        rgb_latent = encode(self.picture_encoder, image)  # [B, C, h, w]
         rays = one_step_start(fov, rgb_latent)
         initial = torch.stack(
             [r if s is None else s.to(r) for r, s in zip(rays, starts, strict=True)]
@@ -265,7 +265,7 @@ class MetricGoldPipeline(MetricGoldModel):
         if self.confidence is not None:
             log_error = self.confidence(rgb_latent, latent)
             errors = list(at_pixels(log_error, rgb.shape[1:3])[:, 0].exp().cpu())
-        norm = decode_depth_norm(self.depth_vae, latent).clamp(-1, 1)[:, 0].cpu()  # [B, H, W]
+        norm = decode_depth_norm(self.depth_decoder, latent).clamp(-1, 1)[:, 0].cpu()  # [B, H, W]
         latent = latent.float().cpu()
         return [_Result(*found) for found in zip(norm, latent, errors, strict=True)]
 

@@ -12,7 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderTiny,
+    DDIMScheduler,
+    DiffusionPipeline,
+    UNet2DConditionModel,
+)
 from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import create_repo, snapshot_download
 from torch import Tensor, nn
@@ -20,7 +26,7 @@ from torch import Tensor, nn
 from metricgold.confidence import ConfidenceHead
 from metricgold.depth_codec import DepthCodec
 from metricgold.empty_text import EmptyText
-from metricgold.model import LOADING, CheckpointError, vae_factor
+from metricgold.model import LOADING, CheckpointError, Vae, vae_factor
 from metricgold.model_card import write_model_card
 
 INDEX_FILE = "model_index.json"
@@ -40,13 +46,15 @@ class MetricGoldModel(DiffusionPipeline):
         scheduler: DDIM with zero terminal SNR.
         empty_text: the empty prompt's embedding.
         confidence: head for the uncertainty of one prediction, where trained.
+        light_vae: encodes pictures and decodes depth at a fraction of the cost, where trained.
         depth_min_m, depth_max_m: range in metres that [-1, 1] stands for, logarithmically.
         default_denoising_steps: what the weights were trained for (1 after stage C).
         default_processing_resolution: long side in pixels.
         fov_conditioning: whether the U-Net was trained with the field of view.
+        light: whether the light autoencoder is used, see :meth:`use_light`.
     """
 
-    _optional_components: ClassVar[list[str]] = ["confidence"]
+    _optional_components: ClassVar[list[str]] = ["confidence", "light_vae"]
 
     image_vae: AutoencoderKL
     depth_vae: AutoencoderKL
@@ -54,6 +62,7 @@ class MetricGoldModel(DiffusionPipeline):
     scheduler: DDIMScheduler
     empty_text: EmptyText
     confidence: ConfidenceHead | None
+    light_vae: AutoencoderTiny | None
 
     def __init__(
         self,
@@ -63,12 +72,14 @@ class MetricGoldModel(DiffusionPipeline):
         scheduler: DDIMScheduler,
         empty_text: EmptyText,
         confidence: ConfidenceHead | None = None,
+        light_vae: AutoencoderTiny | None = None,
         depth_min_m: float = 0.1,
         depth_max_m: float = 80.0,
         default_denoising_steps: int = 1,
         default_processing_resolution: int = 768,
         fov_conditioning: bool = True,
         prediction_type: str = "v_prediction",
+        light: bool = False,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -78,6 +89,7 @@ class MetricGoldModel(DiffusionPipeline):
             scheduler=scheduler,
             empty_text=empty_text,
             confidence=confidence,
+            light_vae=light_vae,
         )
         self.register_to_config(
             depth_min_m=depth_min_m,
@@ -87,6 +99,7 @@ class MetricGoldModel(DiffusionPipeline):
             fov_conditioning=fov_conditioning,
             prediction_type=prediction_type,
         )
+        self.use_light(light)
 
     def freeze(self) -> Self:
         """All networks in inference mode, without gradients."""
@@ -94,6 +107,48 @@ class MetricGoldModel(DiffusionPipeline):
             if isinstance(part, nn.Module):
                 part.eval().requires_grad_(False)
         return self
+
+    def use_light(self, light: bool = True) -> Self:
+        """Encode and decode by the light autoencoder, or by the full ones again.
+
+        Raises:
+            CheckpointError: there is none, or its latents have another size.
+        """
+        if light and self.light_vae is None:
+            raise CheckpointError(
+                f"{self.name_or_path or 'this model'}: has no light autoencoder; train one by "
+                "'train_light' in params.yaml, or leave 'light' out"
+            )
+        if light and _latents_of(self.light_vae) != _latents_of(self.image_vae):
+            raise CheckpointError(
+                "the light autoencoder's latents have {} channels a {} px, the full one's {} a {} "
+                "px: they do not belong together".format(
+                    *_latents_of(self.light_vae), *_latents_of(self.image_vae)
+                )
+            )
+        self.register_to_config(light=light)
+        return self
+
+    @property
+    def light(self) -> bool:
+        """Whether the light autoencoder is used."""
+        return bool(self.config.light)
+
+    @property
+    def picture_encoder(self) -> Vae:
+        """What :func:`metricgold.model.encode` takes for pictures."""
+        return self.light_vae if self.light else self.image_vae
+
+    @property
+    def depth_decoder(self) -> Vae:
+        """What :func:`metricgold.model.decode_depth_norm` takes."""
+        return self.light_vae if self.light else self.depth_vae
+
+    @property
+    def parts_in_use(self) -> dict[str, Any]:
+        """``components`` without the autoencoders that are not used."""
+        idle = ("image_vae", "depth_vae") if self.light else ("light_vae",)
+        return {name: part for name, part in self.components.items() if name not in idle}
 
     @property
     def codec(self) -> DepthCodec:
@@ -131,10 +186,13 @@ class MetricGoldModel(DiffusionPipeline):
         Args:
             folder: a ``Path``, or the name of an existing folder; any other name is a repository
                 of the Hugging Face hub.
+            options: also ``light``, whether to use the light autoencoder; what the checkpoint
+                says if it is None or left out.
 
         Raises:
             CheckpointError: it or one of its parts is missing or damaged.
         """
+        light = options.pop("light", None)
         is_local = isinstance(folder, Path) or Path(folder).exists()
         if is_local and not (Path(folder) / INDEX_FILE).is_file():
             raise CheckpointError(
@@ -147,17 +205,19 @@ class MetricGoldModel(DiffusionPipeline):
             with _no_loading_bar():
                 if not is_local:
                     folder = snapshot_download(str(folder), allow_patterns=FILES, **hub)
-                return super().from_pretrained(str(folder), **options).freeze()
+                model = super().from_pretrained(str(folder), **options).freeze()
         except Exception as error:
             reason = " ".join(str(error).split())[:300]
             raise CheckpointError(f"{folder}: checkpoint cannot be read: {reason}") from error
+        return model if light is None else model.use_light(light)
 
     def save_pretrained(self, save_directory: Path | str, **options: Any) -> None:
         """Write safetensors and JSON, with a model card; ``options`` as diffusers'."""
         super().save_pretrained(str(save_directory), **options)
-        path = Path(save_directory) / INDEX_FILE
-        index = json.loads(path.read_text()) | {"_class_name": PIPELINE}
-        path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+        _change_json(Path(save_directory) / INDEX_FILE, {"_class_name": PIPELINE})
+        if self.light_vae is not None:  # diffusers adds a key here that it warns of when it reads
+            path = Path(save_directory) / "light_vae" / "config.json"
+            _change_json(path, {}, without="block_out_channels")
         write_model_card(Path(save_directory), self)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
@@ -169,6 +229,17 @@ class MetricGoldModel(DiffusionPipeline):
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
             return self._upload_folder(folder, repo_id, **options)
+
+
+def _change_json(path: Path, changes: dict[str, Any], without: str | None = None) -> None:
+    content = json.loads(path.read_text()) | changes
+    content.pop(without, None)
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+def _latents_of(vae: Vae) -> tuple[int, int]:
+    """Channels, and pixels a cell spans."""
+    return int(vae.config.latent_channels), vae_factor(vae)
 
 
 @contextmanager

@@ -50,8 +50,13 @@ class Workspace:
         return self.root / "artifacts" / "unet"
 
     @property
+    def one_step(self) -> Path:
+        """Stage C: a complete one-step checkpoint, without a light autoencoder."""
+        return self.root / "artifacts" / "one_step"
+
+    @property
     def model(self) -> Path:
-        """Stage C: the complete one-step checkpoint that is evaluated and exported."""
+        """The checkpoint that is evaluated and exported: stage C's, and the light autoencoder."""
         return self.root / "artifacts" / "metricgold"
 
     @property
@@ -68,6 +73,11 @@ class Workspace:
     def report(self) -> Path:
         """The HTML report."""
         return self.root / "artifacts" / "report"
+
+    @property
+    def promotion(self) -> Path:
+        """Decisions on challengers, the latest last by name."""
+        return self.root / "artifacts" / "promotion"
 
     @property
     def predictions(self) -> Path:

@@ -264,7 +264,7 @@ def train_variant(variant: Variant, config: ProfileConfig, data: Workspace) -> W
         once(workspace.latents, lambda: latents.run(config, workspace))
     once(workspace.unet, lambda: unet.run(config, workspace))
     if variant.one_step:
-        once(workspace.model, lambda: one_step.run(config, workspace))
+        once(workspace.one_step, lambda: one_step.run(config, workspace))
     return workspace
 
 
@@ -272,7 +272,7 @@ def judge(
     variant: Variant, config: ProfileConfig, workspace: Workspace, inference_steps: int
 ) -> dict[str, float]:
     """Means over the validation frames, at native resolution and with no alignment."""
-    folder = workspace.model if variant.one_step else workspace.unet
+    folder = workspace.one_step if variant.one_step else workspace.unet
     pipeline = MetricGoldPipeline.from_pretrained(str(folder))
     codec = DepthCodec(config.codec.depth_min_m, config.codec.depth_max_m)
     rows = []

@@ -1,10 +1,12 @@
 """Times pictures to metres, beside diffusers' Marigold; writes docs/benchmarks/infer.json.
 
 Usage: python scripts/bench_infer.py [--toy] [--sizes 480x640,768x1024] [--batches 1,8]
-                                     [--precisions fp16,bf16] [--rounds 10] [--out FILE]
+                                     [--precisions fp16,bf16] [--modes eager,compiled]
+                                     [--steps 1,4] [--rounds 10] [--out FILE]
 
 Networks have Stable Diffusion 2's size and random weights, Marigold's are the same ones; ``--toy``
-takes the demo's networks. A round calls every case once, one after the other, so that a machine's
+takes the demo's networks. Ours are timed with the full autoencoders and with the light one (of the
+demo's size, or TAESD's). A round calls every case once, one after the other, so that a machine's
 mood meets all alike; figures are medians, ratios are against Marigold with its default of four
 steps in the same round. Everything is in them: resizing, transfer, all networks, resizing back.
 FLOPs are counted by torch; the roofline is the speed of matrix products measured in the same run.
@@ -19,7 +21,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,11 +31,12 @@ import torch
 from _header import header
 from diffusers import MarigoldDepthPipeline, UNet2DConditionModel
 from numpy.typing import NDArray
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from export.onnx_export import export_checkpoint
 from export.runtime import open_session
-from metricgold.config import ExportConfig, load_config
+from metricgold.config import ExportConfig, LightVaeConfig, ProfileConfig, load_config
 from metricgold.pipeline import MetricGoldPipeline
 from metricgold.progress import progress_bar
 from metricgold.random_weights import random_full_size_pipeline, random_toy_pipeline
@@ -43,7 +46,9 @@ from metricgold.training.plan import matmul_flops_a_second
 REFERENCE = ("marigold", 4)
 """System and steps that everything is compared with: diffusers' pipeline and its default."""
 
+AUTOENCODERS = ("full", "light")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+MODES = ("eager", "compiled", "cuda graph")
 WARM_UP = 2
 REST_S = 0.3
 """Before each call: threads of the library before it go on spinning for a while."""
@@ -57,26 +62,31 @@ class Case:
     system: str
     steps: int
     mode: str = "eager"
+    autoencoder: str = "full"
 
 
-def cases(device: torch.device, onnx: bool) -> Iterator[Case]:
-    """Marigold first, so that it is there to be compared with."""
-    for steps in (4, 1):
-        yield Case("marigold", steps)
-    modes = ["eager", "compiled"] + (["cuda graph"] if device.type == "cuda" else [])
-    for steps in (1, 4):
-        for mode in modes:
-            yield Case("metricgold", steps, mode)
-    if onnx:
-        yield Case("onnxruntime", 1)
-        yield Case("onnxruntime", 4)
+def cases(modes: Sequence[str], numbers: Sequence[int], onnx: bool) -> Iterator[Case]:
+    """Marigold first, so that it is there to be compared with; ``numbers`` of steps."""
+    yield Case(*REFERENCE)
+    for steps in numbers:
+        if ("marigold", steps) != REFERENCE:
+            yield Case("marigold", steps)
+    for autoencoder in AUTOENCODERS:
+        for steps in numbers:
+            for mode in modes:
+                yield Case("metricgold", steps, mode, autoencoder)
+            if onnx:
+                yield Case("onnxruntime", steps, "three graphs", autoencoder)
+        if onnx:
+            yield Case("onnxruntime", 1, "fused", autoencoder)
 
 
 def marigold_of(pipeline: MetricGoldPipeline) -> MarigoldDepthPipeline:
     """diffusers' pipeline on the very same networks, but for the field of view it does not know."""
     config = dict(pipeline.unet.config) | {"class_embed_type": None}
-    unet = UNet2DConditionModel.from_config(config).to(pipeline.device, pipeline.unet.dtype)
-    unet.load_state_dict(pipeline.unet.state_dict(), strict=False)
+    with torch.device("meta"):  # the weights are the pipeline's own
+        unet = UNet2DConditionModel.from_config(config)
+    unet.load_state_dict(pipeline.unet.state_dict(), strict=False, assign=True)
     theirs = MarigoldDepthPipeline(
         unet=unet.eval().requires_grad_(False),
         vae=pipeline.image_vae,
@@ -91,18 +101,20 @@ def marigold_of(pipeline: MetricGoldPipeline) -> MarigoldDepthPipeline:
 
 
 def compiled(pipeline: MetricGoldPipeline, mode: str) -> MetricGoldPipeline:
-    """A copy of the pipeline whose networks are compiled."""
+    """A copy of the pipeline, with the same weights, whose networks are compiled."""
     options = {"mode": "reduce-overhead"} if mode == "cuda graph" else {}
-    own = copy.deepcopy(pipeline)
+    networks = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
+    kept = {id(t): t for part in networks for t in (*part.parameters(), *part.buffers())}
+    own: MetricGoldPipeline = copy.deepcopy(pipeline, kept)
     own.set_progress_bar_config(disable=True)
-    own.image_vae.encoder.compile(**options)
-    own.depth_vae.decoder.compile(**options)
+    own.picture_encoder.encoder.compile(**options)
+    own.depth_decoder.decoder.compile(**options)
     own.unet.compile(**options)
     return own
 
 
 def caller(
-    case: Case, pipeline: MetricGoldPipeline, size: tuple[int, int], onnx: Path | None
+    case: Case, pipeline: MetricGoldPipeline, onnx: dict[str, Path]
 ) -> Callable[[Pictures], Any]:
     """What is timed: pictures to depth at their own size."""
     if case.system == "marigold":
@@ -114,13 +126,17 @@ def caller(
             batch_size=len(pictures),
         )
     if case.system == "onnxruntime":
-        assert onnx is not None
-        session = open_session(onnx, "onnxruntime-cpu")
+        fused = case.mode == "fused"
+        session = open_session(onnx[case.autoencoder], "onnxruntime-cpu", fused=fused)
+        resolution = None if fused else 0
         return lambda pictures: [
-            session.infer(p, steps=case.steps, processing_resolution=0, fov_deg=50)
+            session.infer(p, steps=case.steps, processing_resolution=resolution, fov_deg=50)
             for p in pictures
         ]
-    ours = pipeline if case.mode == "eager" else compiled(pipeline, case.mode)
+    ours = MetricGoldPipeline.of(pipeline).use_light(case.autoencoder == "light")
+    ours.set_progress_bar_config(disable=True)
+    if case.mode != "eager":
+        ours = compiled(ours, case.mode)
     return lambda pictures: ours(
         pictures,
         case.steps,
@@ -180,20 +196,33 @@ def time_cases(
     return rows
 
 
-def exported(pipeline: MetricGoldPipeline, size: tuple[int, int], folder: Path) -> Path:
-    """The pipeline as fp32 graphs for any size."""
+def exported(pipeline: MetricGoldPipeline, size: tuple[int, int], folder: Path) -> dict[str, Path]:
+    """The pipeline as fp32 graphs for any size, and fused for this one, by autoencoder."""
     pipeline.save_pretrained(folder / "model")
-    config = ExportConfig.model_validate(
-        {
-            "opset": 23,
-            "precision": "fp32",
-            "dynamic": True,
-            "parity_sizes": [size],
-            "engine_size": size,
-        }
-    )
-    export_checkpoint(folder / "model", folder / "onnx", config)
-    return folder / "onnx"
+    found = {}
+    for autoencoder in AUTOENCODERS:
+        config = ExportConfig.model_validate(
+            {
+                "opset": 23,
+                "precision": "fp32",
+                "dynamic": True,
+                "parity_sizes": [size],
+                "engine_size": size,
+                "fused": True,
+                "light": autoencoder == "light",
+            }
+        )
+        found[autoencoder] = folder / autoencoder
+        export_checkpoint(folder / "model", found[autoencoder], config)
+    return found
+
+
+def random_pipeline(config: ProfileConfig) -> MetricGoldPipeline:
+    """Of the profile's size, with a light autoencoder of its size, else TAESD's."""
+    light = config.train_light.network if config.train_light else None
+    if config.base_model.toy is None:
+        return random_full_size_pipeline(light=light or LightVaeConfig())
+    return random_toy_pipeline(config.base_model.toy, light=light)
 
 
 def main() -> None:
@@ -203,6 +232,8 @@ def main() -> None:
     parser.add_argument("--sizes")
     parser.add_argument("--batches", default="1,8")
     parser.add_argument("--precisions")
+    parser.add_argument("--modes", help=", ".join(MODES))
+    parser.add_argument("--steps", default="1,4")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--no-onnx", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks/infer.json"))
@@ -211,6 +242,8 @@ def main() -> None:
     device = default_device()
     config = load_config("params.yaml", "demo" if arguments.toy else "sd2")
     default_sizes = "64x96,128x192" if arguments.toy else "480x640,768x1024"
+    modes = (arguments.modes or ",".join(MODES[: 3 if device.type == "cuda" else 2])).split(",")
+    numbers = [int(steps) for steps in arguments.steps.split(",")]
     precisions = arguments.precisions or ("fp16,bf16" if device.type == "cuda" else "fp32")
     sizes = [(int(h), int(w)) for h, w in
              (s.split("x") for s in (arguments.sizes or default_sizes).split(","))]  # fmt: skip
@@ -226,12 +259,8 @@ def main() -> None:
         for precision, size, batch in progress_bar(todo, description="settings", unit="setting"):
             torch._dynamo.reset()
             gc.collect()
-            if arguments.toy:
-                assert config.base_model.toy is not None
-                pipeline = random_toy_pipeline(config.base_model.toy)
-            else:
-                pipeline = random_full_size_pipeline()
-            onnx = None
+            pipeline = random_pipeline(config)
+            onnx: dict[str, Path] = {}
             if precision == "fp32" and not arguments.no_onnx:
                 onnx = exported(pipeline, size, Path(scratch) / f"{size[0]}x{size[1]}")
             pipeline = pipeline.to(device, DTYPES[precision])
@@ -240,7 +269,7 @@ def main() -> None:
                 np.random.default_rng(0).integers(0, 256, (batch, *size, 3), dtype=np.uint8)
             )
             peak = matmul_flops_a_second(device, precision)  # type: ignore[arg-type]
-            calls = {c: caller(c, pipeline, size, onnx) for c in cases(device, onnx is not None)}
+            calls = {c: caller(c, pipeline, onnx) for c in cases(modes, numbers, bool(onnx))}
             rows = time_cases(calls, pictures, arguments.rounds, device, peak)
             head = {"precision": precision, "size": list(size), "batch": batch,
                     "matmul_tflop_a_second": round(peak / 1e12, 3)}  # fmt: skip

@@ -24,6 +24,7 @@ INVARIANCES = {
     "disparity": Invariance.AFFINE_DISPARITY,
 }
 CAMERAS = {"known": True, "unknown": False}
+LIGHT = {"1": True, "0": False}
 
 
 def _choice(known: Mapping[str, Any]) -> Callable[[str], Any]:
@@ -99,7 +100,12 @@ _INVARIANCE = {"invariance": ("invariance", _choice(INVARIANCES))}
 KINDS: dict[str, Kind] = {
     "metricgold": Kind(
         _metricgold,
-        _PIPELINE | {"camera": ("use_fov", _choice(CAMERAS)), "tile": ("tile_size", int)},
+        _PIPELINE
+        | {
+            "camera": ("use_fov", _choice(CAMERAS)),
+            "tile": ("tile_size", int),
+            "light": ("light", _choice(LIGHT)),
+        },
         "a checkpoint, folder or repository; this kind is meant where none is said",
     ),
     "folder": Kind(

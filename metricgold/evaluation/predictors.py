@@ -126,14 +126,18 @@ class PipelinePredictor(Predictor):
         self.processing_resolution = processing_resolution
         self.use_fov = use_fov
         self.seed = seed
-        self.parameters = parameters_of(pipeline.components.values())
+        self.parameters = parameters_of(pipeline.parts_in_use.values())
 
     @classmethod
     def from_pretrained(
-        cls, checkpoint: Path | str, device: str | None = None, **options: Any
+        cls,
+        checkpoint: Path | str,
+        device: str | None = None,
+        light: bool | None = None,
+        **options: Any,
     ) -> PipelinePredictor:
-        """Load a checkpoint; raises ``CheckpointError``. ``options`` as above."""
-        pipeline = MetricGoldPipeline.from_pretrained(checkpoint)
+        """Load a checkpoint; raises ``CheckpointError``. ``light`` as there, others as above."""
+        pipeline = MetricGoldPipeline.from_pretrained(checkpoint, light=light)
         if device is not None:
             pipeline.to(device)
         return cls(pipeline, **options)

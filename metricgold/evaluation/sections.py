@@ -15,13 +15,23 @@ from metricgold.evaluation.skipped import CLOUDS_FILE, PANELS_FILE
 from metricgold.evaluation.summary import Record, flatten, read_json
 from metricgold.workspace import Workspace
 
-STAGES = ("base_model", "train_vae", "train_unet", "train_one_step_latent", "train_one_step")
+STAGES = (
+    "base_model",
+    "train_vae",
+    "train_unet",
+    "train_one_step_latent",
+    "train_one_step",
+    "train_light_latent",
+    "train_light",
+)
 STAGE_TITLES = {
     "base_model": "Image VAE",
     "train_vae": "Stage A: depth VAE",
     "train_unet": "Stage B: U-Net, v-prediction",
     "train_one_step_latent": "Stage C: one step, compared in latent space",
     "train_one_step": "Stage C: one step, end to end",
+    "train_light_latent": "Light autoencoder: encoder and decoder apart",
+    "train_light": "Light autoencoder: through the U-Net",
 }
 METRIC_ROWS = (
     ("abs_rel", "AbsRel", 3),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from diffusers import AutoencoderKL
 
 from metricgold.config import CacheLatentsConfig, OptimizerConfig, ProfileConfig
 from metricgold.data.frames import FrameBank, collate
-from metricgold.data.transforms import NO_AUGMENTATION
+from metricgold.data.transforms import NO_AUGMENTATION, TrainSample
 from metricgold.depth_codec import DepthCodec, latent_mask
 from metricgold.errors import UserError
 from metricgold.files import replaced_folder
@@ -63,30 +64,29 @@ def run(config: ProfileConfig, workspace: Workspace) -> None:
     codec = DepthCodec(config.codec.depth_min_m, config.codec.depth_max_m)
     banks = open_banks(config, workspace, "train")
     with replaced_folder(workspace.latents) as folder:
-        for number, (name, bank) in enumerate(banks.items()):
+        for name, rows in cached_rows(config, banks).items():
             path = folder / f"{name}.h5"
             with h5py.File(path, "w", track_order=False) as file:
                 file.attrs["version"] = CACHE_VERSION
                 file.attrs["weights"] = cache_hash(workspace)
-                _encode_bank(config, number, name, bank, image_vae, depth_vae, codec, file)
+                _encode_rows(config, name, rows, image_vae, depth_vae, codec, file)
             with path.open("rb+") as stream:
                 os.fsync(stream.fileno())
 
 
 @torch.no_grad()
-def _encode_bank(
+def _encode_rows(
     config: ProfileConfig,
-    number: int,
     name: str,
-    bank: FrameBank,
+    samples: CachedRows,
     image_vae: AutoencoderKL,
     depth_vae: AutoencoderKL,
     codec: DepthCodec,
     file: h5py.File,
 ) -> None:
     section = config.cache_latents
-    total = len(bank) * section.variants
-    batches = _EncodeBatches(bank, section, (config.seed, 13, number))
+    total = len(samples)
+    batches = _EncodeBatches(samples, section.batch_size)
     workers = loader_workers(config.loader.workers, image_vae.device)
     loader = BatchLoader(batches, range(len(batches)), workers)
     bar = progress_bar(loader, description=f"latents {name}", total=len(batches), unit="batch")
@@ -110,27 +110,49 @@ def _encode_bank(
         start += len(norm)
 
 
-class _EncodeBatches:
-    """All (variant, frame) rows of a bank in the order they are cached."""
+class CachedRows:
+    """The (variant, frame) samples of a bank, in the order in which they are cached.
+
+    A pure function of the frames, the section and the seed: they can be made again.
+    """
 
     def __init__(
         self, bank: FrameBank, section: CacheLatentsConfig, seed: tuple[int, int, int]
     ) -> None:
         self._bank, self._section, self._seed = bank, section, seed
-        self._rows = len(bank) * section.variants
 
     def __len__(self) -> int:
-        return math.ceil(self._rows / self._section.batch_size)
+        return len(self._bank) * self._section.variants
+
+    def __getitem__(self, row: int) -> TrainSample:
+        variant, index = divmod(row, len(self._bank))
+        if not variant:
+            return self._bank.sample(index, NO_AUGMENTATION)
+        rng = np.random.default_rng([*self._seed, row])
+        return self._bank.sample(index, self._section.augment, rng)
+
+
+def cached_rows(config: ProfileConfig, banks: Mapping[str, FrameBank]) -> dict[str, CachedRows]:
+    """What the latent cache of every dataset is made of."""
+    return {
+        name: CachedRows(bank, config.cache_latents, (config.seed, 13, number))
+        for number, (name, bank) in enumerate(banks.items())
+    }
+
+
+class _EncodeBatches:
+    """All rows of a bank, some at a time."""
+
+    def __init__(self, rows: CachedRows, batch_size: int) -> None:
+        self._rows, self._batch_size = rows, batch_size
+
+    def __len__(self) -> int:
+        return math.ceil(len(self._rows) / self._batch_size)
 
     def __getitem__(self, number: int) -> Batch:
-        start = number * self._section.batch_size
-        samples = []
-        for row in range(start, min(start + self._section.batch_size, self._rows)):
-            variant, index = divmod(row, len(self._bank))
-            rng = np.random.default_rng([*self._seed, row]) if variant else None
-            augment = self._section.augment if variant else NO_AUGMENTATION
-            samples.append(self._bank.sample(index, augment, rng))
-        return collate(samples)
+        start = number * self._batch_size
+        rows = range(start, min(start + self._batch_size, len(self._rows)))
+        return collate([self._rows[row] for row in rows])
 
 
 def _write_rows(file: h5py.File, key: str, values: Any, start: int, total: int) -> None:
@@ -210,8 +232,40 @@ class LatentBatches:
         self._sampler = mixing_sampler(config, banks, optimizer, salt)
 
     def __getitem__(self, number: int) -> Batch:
-        name, indices = self._sampler.batch(number)
+        return self._rows(*self._sampler.batch(number))
+
+    def _rows(self, name: str, indices: np.ndarray) -> Batch:
         return self._banks[name].batch(indices, self._keys)
+
+
+class PictureBatches(LatentBatches):
+    """The same with the rows' pictures, ``rgb`` [B, 3, H, W] in [-1, 1], made again.
+
+    Raises:
+        StaleLatentsError: the frames or their augmentation are not those of the cache.
+    """
+
+    def __init__(
+        self,
+        config: ProfileConfig,
+        banks: dict[str, LatentBank],
+        frames: dict[str, CachedRows],
+        optimizer: OptimizerConfig,
+        salt: int,
+        keys: tuple[str, ...],
+    ) -> None:
+        super().__init__(config, banks, optimizer, salt, keys)
+        self._frames = frames
+
+    def _rows(self, name: str, indices: np.ndarray) -> Batch:
+        batch = super()._rows(name, indices)
+        found = collate([self._frames[name][int(row)] for row in indices])
+        if not torch.equal(found["valid_mask"] & batch["valid_mask"], batch["valid_mask"]):
+            raise StaleLatentsError(
+                f"latents of {name}: made of other frames, or augmented otherwise, than the "
+                "present ones; run 'dvc repro cache_latents'"
+            )
+        return batch | {"rgb": found["rgb"]}
 
 
 def open_latents(config: ProfileConfig, workspace: Workspace) -> dict[str, LatentBank]:

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor, nn
 
 from metricgold.config import OptimizerConfig, TrackingConfig
@@ -158,7 +158,7 @@ class Average:
 
 def compile_network(network: nn.Module) -> None:
     """Let torch compile a network in place; a VAE by its parts, which are what is called."""
-    if isinstance(network, AutoencoderKL):
+    if isinstance(network, AutoencoderKL | AutoencoderTiny):
         network.encoder.compile()
         network.decoder.compile()
     else:

@@ -229,7 +229,7 @@ def train_confidence(
 
 
 def run(config: ProfileConfig, workspace: Workspace) -> None:
-    """Fine-tune the stage-B U-Net; the complete checkpoint goes to ``workspace.model``.
+    """Fine-tune the stage-B U-Net; the complete checkpoint goes to ``workspace.one_step``.
 
     Two phases: ``latent_phase`` compares latents, which spares the decoder and so sees
     twice the pictures in the same time; then the metric loss on decoded depth. A confidence
@@ -277,7 +277,7 @@ def run(config: ProfileConfig, workspace: Workspace) -> None:
             objective.network.detach_head()
     merge_lora(unet)
     train_confidence(config, workspace, model, banks, identity)
-    with written_by_main(workspace.model) as folder:
+    with written_by_main(workspace.one_step) as folder:
         if folder is not None:
             model.to("cpu").save_pretrained(folder)
             for phase in (*CURVES, CONFIDENCE):

@@ -13,18 +13,20 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
-from diffusers import AutoencoderKL, ModelMixin, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, ModelMixin, UNet2DConditionModel
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from metricgold.config import OptimizerConfig, Precision, ProfileConfig
+from metricgold.config import LightVaeConfig, OptimizerConfig, Precision, ProfileConfig
 from metricgold.full_size import SD2_TEXT_TOKENS, SD2_UNET, SD2_VAE
 from metricgold.model import (
     FOV_FEATURES,
+    build_light_vae,
     build_toy_unet,
     build_toy_vae,
     decode_depth_norm,
+    encode,
     predict_velocity,
     vae_factor,
     widen_conv_in,
@@ -91,10 +93,14 @@ def plan(config: ProfileConfig) -> list[StagePlan]:
         def latent(n: int) -> Tensor:
             return torch.zeros(n, channels, size[0] // factor, size[1] // factor)
 
-        def velocity(n: int) -> Tensor:
+        def velocity_of(rgb_latent: Tensor) -> Tensor:
+            n = len(rgb_latent)
             timesteps = torch.zeros(n, dtype=torch.long)
             fov = torch.zeros(n, FOV_FEATURES)
-            return predict_velocity(unet, latent(n), latent(n), timesteps, text, fov)
+            return predict_velocity(unet, rgb_latent, latent(n), timesteps, text, fov)
+
+        def velocity(n: int) -> Tensor:
+            return velocity_of(latent(n))
 
         def reconstruction(vae: AutoencoderKL) -> Callable[[int], Tensor]:
             def output(n: int) -> Tensor:
@@ -132,6 +138,21 @@ def plan(config: ProfileConfig) -> list[StagePlan]:
             return decode_depth_norm(depth_vae, -velocity(n))
 
         trained("train_one_step (depth)", unet, frozen, one_step.optimizer, decoded)
+        if config.train_light is None:
+            return stages
+        unet.eval().requires_grad_(False)
+        light = build_light_vae(config.train_light.network or LightVaeConfig(), channels)
+
+        def apart(n: int) -> Tensor:
+            means = encode(light, picture(n)).mean(), decode_depth_norm(light, latent(n)).mean()
+            return sum(means, torch.zeros(()))
+
+        def through_unet(n: int) -> Tensor:
+            return decode_depth_norm(light, -velocity_of(encode(light, picture(n))))
+
+        others, section = (image_vae, depth_vae, unet), config.train_light
+        trained("train_light (latent)", light, others, section.latent_phase, apart)
+        trained("train_light (depth)", light, others, section.optimizer, through_unet)
     return stages
 
 
@@ -161,7 +182,7 @@ def _stage(
     output: Callable[[int], Tensor],
 ) -> StagePlan:
     for part in (network, *frozen):
-        if config.gradient_checkpointing:
+        if config.gradient_checkpointing and not isinstance(part, AutoencoderTiny):
             part.enable_gradient_checkpointing()
         else:
             part.disable_gradient_checkpointing()

@@ -8,7 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from metricgold.config import load_config
 from metricgold.full_size import SD2_UNET, SD2_VAE
-from metricgold.model import build_toy_unet, build_toy_vae, widen_conv_in
+from metricgold.model import build_light_vae, build_toy_unet, build_toy_vae, widen_conv_in
 from metricgold.training.plan import StagePlan, describe, plan
 
 
@@ -38,6 +38,30 @@ def test_a_small_profile_by_hand() -> None:
     assert c.flops > b.flops  # the decoder
     assert stages["base_model"].parameters == vae
     assert b.memory == b.weights + b.gradients + b.optimizer + b.average + b.activations
+
+
+def test_the_light_autoencoder_is_planned_where_there_is_one() -> None:
+    config = load_config("params.yaml", "smoke")
+    assert config.base_model.toy is not None
+    assert config.train_light is not None
+    assert config.train_light.network is not None
+    light = build_light_vae(config.train_light.network, config.base_model.toy.latent_channels)
+    weights = sum(p.numel() for p in light.parameters())
+    stages = by_stage(plan(config))
+    apart, through = stages["train_light (latent)"], stages["train_light (depth)"]
+    unet = stages["train_unet"]
+    assert apart.parameters == apart.trained == through.trained == weights
+    assert through.weights == unet.weights + 4 * weights
+    assert through.gradients == 4 * weights
+    assert apart.flops < through.flops  # forward and back through the U-Net, but not to its weights
+    assert through.flops - apart.flops < unet.flops
+    without = by_stage(plan(config.model_copy(update={"train_light": None})))
+    assert not [name for name in without if name.startswith("train_light")]
+
+
+def test_taesd_is_planned_for_the_full_size() -> None:
+    stages = by_stage(plan(load_config("params.yaml", "sd2")))
+    assert stages["train_light (depth)"].trained == 2_445_063
 
 
 def test_flops_and_activations_follow_the_settings() -> None:
