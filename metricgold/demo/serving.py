@@ -12,10 +12,10 @@ from typing import Any
 
 from metricgold.demo.examples import render_examples
 from metricgold.demo.results import Backend
-from metricgold.demo.uploads import MAX_BYTES
 from metricgold.errors import UserError
+from metricgold.listening import LOOPBACK, port_taken
+from metricgold.upload_limits import MAX_BYTES
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 SESSIONS = 64
 """Visitors whose last result is kept; the oldest is forgotten first."""
 
@@ -137,9 +137,7 @@ def serve(
                 mcp_server=False,
             )
         except OSError:
-            raise UserError(
-                f"port {port} of {host} is taken or not allowed; name another with --port"
-            ) from None
+            raise UserError(port_taken(host, port)) from None
         print(f"open http://{host}:{port}/ (Ctrl-C ends it)", flush=True)
         try:
             _wait()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,23 +12,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from metricgold import imaging
-from metricgold.errors import UserError
-
-MAX_BYTES = 32 * 2**20
-"""Of an uploaded file."""
-
-MAX_MEGAPIXELS = 50.0
-"""Of a picture, unless the command line says otherwise."""
+from metricgold.upload_limits import MAX_BYTES, MAX_MEGAPIXELS
+from metricgold.uploads import decode_upload, open_upload
 
 LONG_SIDE = 1600
 """Pixels; larger pictures are scaled down to it, so that every visitor costs about the same."""
-
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
-"""Pillow's names of what is decoded; its other decoders are never asked."""
-
-
-class UploadError(UserError):
-    """A picture is refused; the message says why and names no path."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +44,8 @@ def read_upload(path: Path, max_megapixels: float = MAX_MEGAPIXELS) -> Upload:
     Raises:
         UploadError: too large in bytes or pixels, no picture, or damaged.
     """
-    image = _opened(path, max_megapixels)
-    with image:
-        try:
-            rgb = imaging.rgb_of_image(image)
-        except imaging.ImageError as error:
-            raise UploadError(f"This picture cannot be read: {error}.") from None
-        fov_deg = imaging.exif_fov_y_deg(image, *rgb.shape[:2])
+    image = open_upload(path, max_bytes=MAX_BYTES, max_megapixels=max_megapixels)
+    rgb, fov_deg = decode_upload(image)
     full_size = rgb.shape[0], rgb.shape[1]
     scale = LONG_SIDE / max(full_size)
     if scale < 1:
@@ -78,7 +60,7 @@ def check_upload(path: Path, max_megapixels: float = MAX_MEGAPIXELS) -> float | 
     Raises:
         UploadError: as :func:`read_upload`, but for damage after the header.
     """
-    with _opened(path, max_megapixels) as image:
+    with open_upload(path, max_bytes=MAX_BYTES, max_megapixels=max_megapixels) as image:
         if image.format == "PNG" and "exif" not in image.info:
             return None  # Pillow would decode all pixels to look behind them
         upright = image.size if image.getexif().get(0x0112, 1) < 5 else image.size[::-1]
@@ -88,38 +70,6 @@ def check_upload(path: Path, max_megapixels: float = MAX_MEGAPIXELS) -> float | 
 def result_name(stem: str) -> str:
     """A file name's stem as letters, digits, dots, dashes and underscores, 60 at most."""
     return re.sub(r"[^\w.-]+", "_", stem, flags=re.ASCII).strip("._")[:60] or "picture"
-
-
-def _opened(path: Path, max_megapixels: float) -> Image.Image:
-    """The picture with nothing but its header read."""
-    size = path.stat().st_size
-    if size > MAX_BYTES:
-        raise UploadError(
-            f"This file has {size / 2**20:.1f} MB; at most {MAX_BYTES / 2**20:.0f} MB are taken."
-        )
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            image = Image.open(path, formats=FORMATS)
-    except Image.DecompressionBombError:
-        raise UploadError(_too_many("more pixels than any camera", max_megapixels)) from None
-    except Exception:  # Pillow raises anything on a damaged header
-        raise UploadError(
-            f"This file is not a picture that can be read here ({', '.join(FORMATS)})."
-        ) from None
-    megapixels = image.width * image.height / 1e6
-    if megapixels > max_megapixels:
-        told = f"{image.width}x{image.height} px ({megapixels:.3g} megapixels)"
-        image.close()
-        raise UploadError(_too_many(told, max_megapixels))
-    return image
-
-
-def _too_many(told: str, max_megapixels: float) -> str:
-    return (
-        f"This picture has {told}; at most {max_megapixels:g} megapixels are taken: "
-        "scale it down first."
-    )
 
 
 def _digest(rgb: NDArray[np.uint8]) -> str:

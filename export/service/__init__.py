@@ -1,0 +1,1 @@
+"""``metricgold serve``: metric depth over HTTP, from exported graphs, without torch."""
