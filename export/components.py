@@ -60,7 +60,7 @@ class VAEEncoder(nn.Module):
     def __init__(self, model: MetricGoldModel, precision: Precision = Precision.FP32) -> None:
         super().__init__()
         self.dtype = _DTYPES[precision]
-        self.image_vae = _in_dtype(model.image_vae, self.dtype)
+        self.image_vae = _in_dtype(model.picture_encoder, self.dtype)
 
     def forward(self, rgb: Tensor) -> Tensor:
         """rgb [B, 3, H, W] in [-1, 1] to rgb_latent [B, C, h, w]."""
@@ -106,7 +106,7 @@ class DepthDecoder(nn.Module):
     def __init__(self, model: MetricGoldModel, precision: Precision = Precision.FP32) -> None:
         super().__init__()
         self.dtype = _DTYPES[precision]
-        self.depth_vae = _in_dtype(model.depth_vae, self.dtype)
+        self.depth_vae = _in_dtype(model.depth_decoder, self.dtype)
         self.codec: DepthCodec = model.codec
 
     def forward(self, depth_latent: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from metricgold.depth_codec import DepthCodec
 from metricgold.errors import UserError
 
 MANIFEST_FILE = "manifest.json"
-FORMAT = 3
+FORMAT = 4
 EXPORT_HINT = "run 'dvc repro export_onnx' or 'python -m export.onnx_export'"
 
 
@@ -31,6 +31,10 @@ class ExportError(UserError):
 
 class BackendUnavailableError(ExportError):
     """A back-end cannot be used on this machine; the message says what is missing."""
+
+
+class ShapeError(ExportError):
+    """A back-end runs the graph, but not at this shape."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,9 +88,16 @@ class SchedulerTable:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """Everything about one exported model; ``fused`` is None where it was not asked for."""
+    """Everything about one exported model; ``fused`` is None where it was not asked for.
+
+    Attributes:
+        attention: arithmetic inside attention; fp32 in a graph of fp16 that would overflow there.
+        autoencoder: ``full`` or ``light``, whose encoder and decoder the graphs are.
+        licence: of the weights, as their model card says.
+    """
 
     precision: str
+    attention: str
     opset: int
     dynamic: bool
     static_size: list[int] | None
@@ -100,10 +111,12 @@ class Manifest:
     fov: dict[str, Any]
     preprocessing: dict[str, str]
     versions: dict[str, str]
+    licence: str
     checkpoint_sha256: str
     scheduler: SchedulerTable
     components: dict[str, GraphFile]
     fused: FusedGraph | None = None
+    autoencoder: str = "full"
     format: int = FORMAT
 
     @property

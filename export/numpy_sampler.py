@@ -47,27 +47,47 @@ def trailing_timesteps(num_inference_steps: int, num_train_timesteps: int) -> li
     return [int(t) - 1 for t in np.round(np.arange(num_train_timesteps, 0, -stride))]
 
 
+def sampling_steps(
+    table: SchedulerTable, num_inference_steps: int
+) -> list[tuple[int, float, float]]:
+    """What each DDIM step does: its timestep, and what it takes of the latent and the velocity.
+
+    With signal ``s = sqrt(a)`` and noise ``n = sqrt(1-a)``, v-prediction has ``z = s z_t - n v``
+    and ``e = s v + n z_t``; the next latent ``s' z + n' e`` is therefore
+    ``(s s' + n n') z_t + (s n' - n s') v`` (Song et al. 2021 with eta 0; Salimans & Ho 2022).
+    """
+    alphas = table.alphas().astype(np.float64)
+    stride = table.num_train_timesteps // num_inference_steps
+    steps = []
+    for timestep in trailing_timesteps(num_inference_steps, table.num_train_timesteps):
+        earlier = timestep - stride
+        alpha_next = float(alphas[earlier]) if earlier >= 0 else table.final_alpha_cumprod
+        signal, noise = math.sqrt(alphas[timestep]), math.sqrt(1 - alphas[timestep])
+        signal_next, noise_next = math.sqrt(alpha_next), math.sqrt(1 - alpha_next)
+        of_latent = signal * signal_next + noise * noise_next
+        of_velocity = signal * noise_next - noise * signal_next
+        steps.append((timestep, of_latent, of_velocity))
+    return steps
+
+
+def combine(latent: Array, velocity: Array, of_latent: float, of_velocity: float) -> Array:
+    """The next latent [B, C, h, w] of a step, see :func:`sampling_steps`."""
+    return np.float32(of_latent) * latent + np.float32(of_velocity) * velocity
+
+
 def sample(
-    predict_velocity: Callable[[Array, int], Array],
-    initial: Array,
+    predict_velocity: Callable[[Any, int], Any],
+    initial: Any,
     table: SchedulerTable,
     num_inference_steps: int,
-) -> Array:
+    combine: Callable[[Any, Any, float, float], Any] = combine,
+) -> Any:
     """Deterministic DDIM for v-prediction from ``initial`` [B, C, h, w] to the clean latent.
 
-    ``z = sqrt(a) z_t - sqrt(1-a) v`` and ``e = sqrt(a) v + sqrt(1-a) z_t``; the next latent
-    is ``sqrt(a') z + sqrt(1-a') e`` (Song et al. 2021 with eta 0; Salimans & Ho 2022).
+    Args:
+        combine: does the arithmetic, for latents that are no numpy arrays.
     """
-    alphas = table.alphas()
-    stride = table.num_train_timesteps // num_inference_steps
     latent = initial
-    for timestep in trailing_timesteps(num_inference_steps, table.num_train_timesteps):
-        velocity = predict_velocity(latent, timestep)
-        earlier = timestep - stride
-        alpha = alphas[timestep]
-        alpha_next = alphas[earlier] if earlier >= 0 else np.float32(table.final_alpha_cumprod)
-        signal, sigma = np.sqrt(alpha), np.sqrt(1 - alpha)
-        clean = signal * latent - sigma * velocity
-        noise = signal * velocity + sigma * latent
-        latent = np.sqrt(alpha_next) * clean + np.sqrt(1 - alpha_next) * noise
-    return latent.astype(np.float32)
+    for timestep, of_latent, of_velocity in sampling_steps(table, num_inference_steps):
+        latent = combine(latent, predict_velocity(latent, timestep), of_latent, of_velocity)
+    return latent

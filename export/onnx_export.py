@@ -1,53 +1,35 @@
 """Checkpoint to ONNX: three graphs and ``manifest.json``, the same bytes for the same checkpoint.
 
 ``python -m export.onnx_export [CHECKPOINT] [--out FOLDER] [--opset N] [--precision fp32|fp16]
-[--fused]``
+[--attention auto|fp32] [--dynamic | --fixed HxW] [--fused | --no-fused] [--light]``
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
-import json
-import logging
 import time
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import onnx
-import onnx_ir
-import onnxscript
-import torch
-from diffusers import DDIMScheduler
-from torch import nn
-
-from export.components import OneStep, build_components, example_inputs
+from export import trial
+from export.components import OneStep, build_components
+from export.describe import describe, licence_of
+from export.graphs import FALLBACK_OPSET, OpsetError, export_graph
+from export.half import attention_in_float32, to_half
 from export.manifest import (
     MANIFEST_FILE,
     ExportError,
     FusedGraph,
     GraphFile,
     Manifest,
-    SchedulerTable,
-    sha256_of,
     sha256_of_folder,
 )
-from export.specs import CHANNELS, COMPONENTS, ONE_STEP, Axis, ComponentSpec, Precision
+from export.specs import COMPONENTS, EXPORTED, ONE_STEP, Precision
 from metricgold.config import ExportConfig, ProfileConfig, load_config
 from metricgold.errors import run_cli
 from metricgold.files import replaced_folder
-from metricgold.model import FOV_FEATURES, FOV_OCTAVES, vae_factor
 from metricgold.pretrained import MetricGoldModel
 from metricgold.workspace import Workspace
-
-FALLBACK_OPSET = 20
-EXTERNAL_DATA_BYTES = 2 * 1024**3 - 64 * 1024**2
-"""Graphs above this (protobuf's 2 GiB less some room) keep their weights in a second file."""
-LISTED_STEPS = (1, 2, 4, 10)
-METADATA_KEY = "metricgold"
 
 
 def run(config: ProfileConfig, ws: Workspace) -> Manifest:
@@ -55,49 +37,77 @@ def run(config: ProfileConfig, ws: Workspace) -> Manifest:
     return export_checkpoint(ws.model, ws.onnx, config.export)
 
 
-def export_checkpoint(checkpoint: Path, out: Path, config: ExportConfig) -> Manifest:
+def export_checkpoint(
+    checkpoint: Path, out: Path, config: ExportConfig, *, fall_back: bool = True
+) -> Manifest:
     """Export a checkpoint folder; ``out`` is replaced only when everything has succeeded.
 
+    Args:
+        fall_back: where ``config.opset`` does not do, say so and take :data:`FALLBACK_OPSET`.
+
     Raises:
-        CheckpointError: the checkpoint cannot be read.
-        ExportError: a graph cannot be exported or is not valid ONNX.
+        CheckpointError: the checkpoint cannot be read, or has no light autoencoder.
+        ExportError: a graph cannot be exported, is not valid ONNX, has leftovers, or does not
+            load and give finite values in ONNX Runtime (where that is installed).
     """
-    model = MetricGoldModel.from_pretrained(checkpoint)
-    precision = Precision(config.precision)
+    model = MetricGoldModel.from_pretrained(checkpoint, light=config.light)
     check_sizes(config, model.size_multiple)
-    manifest = _describe(model, config, sha256_of_folder(checkpoint))
-    with replaced_folder(out) as folder:
-        for name, module in build_components(model, precision).items():
-            started = time.perf_counter()
-            graph = _export_component(module, COMPONENTS[name], folder, config, manifest)
-            manifest.components[name] = graph
-            _report(name, graph, config, started)
-        if config.fused:
-            fused = _export_fused(model, folder, config, manifest)
-            manifest = dataclasses.replace(manifest, fused=fused)
-        manifest.write(folder)
+    _check_fused(config, model)
+    widened = False
+    if Precision(config.precision) is Precision.FP16:
+        widened = attention_in_float32(model, config.engine_size, config.attention)
+        to_half(model, widened)
+    told = {
+        "attention": Precision.FP32.value if widened else config.precision,
+        "licence": licence_of(checkpoint),
+        "checkpoint_sha256": sha256_of_folder(checkpoint),
+    }
+    opsets = [config.opset]
+    if fall_back and config.opset != FALLBACK_OPSET:
+        opsets.append(FALLBACK_OPSET)
+    for opset in opsets:
+        asked = config.model_copy(update={"opset": opset})
+        try:
+            with replaced_folder(out) as folder:
+                manifest = _export_all(model, folder, asked, describe(model, asked, **told))
+                trial.run(folder, manifest, config.engine_size)
+        except (OpsetError, trial.RefusedError) as error:
+            if opset == opsets[-1]:
+                raise
+            print(f"{error}; falling back to opset {FALLBACK_OPSET}", flush=True)
+        else:
+            return manifest
+    raise AssertionError("the last opset either succeeds or raises")
+
+
+def _export_all(
+    model: MetricGoldModel, folder: Path, config: ExportConfig, manifest: Manifest
+) -> Manifest:
+    """Every graph and the manifest, into ``folder``."""
+    precision = Precision(config.precision)
+    for name, module in build_components(model, precision).items():
+        started = time.perf_counter()
+        graph = export_graph(module, COMPONENTS[name], folder, config, manifest)
+        manifest.components[name] = graph
+        _report(name, graph, config, started)
+    if config.fused:
+        started, size = time.perf_counter(), config.engine_size
+        module = OneStep(model, size, precision).eval().requires_grad_(False)
+        static = config.model_copy(update={"dynamic": False})
+        graph = export_graph(module, ONE_STEP, folder, static, manifest)
+        _report(ONE_STEP.name, graph, config, started)
+        manifest = dataclasses.replace(manifest, fused=FusedGraph(**vars(graph), size=size))
+    manifest.write(folder)
     return manifest
 
 
-def _export_fused(
-    model: MetricGoldModel, folder: Path, config: ExportConfig, manifest: Manifest
-) -> FusedGraph:
-    """The graph of :class:`OneStep` at ``config.engine_size``.
-
-    Raises:
-        ExportError: the model needs several steps.
-    """
-    if model.default_denoising_steps != 1:
+def _check_fused(config: ExportConfig, model: MetricGoldModel) -> None:
+    """Refuse a fused graph of a model that needs several steps."""
+    if config.fused and model.default_denoising_steps != 1:
         raise ExportError(
             f"export.fused is for one-step models; this one takes {model.default_denoising_steps} "
             "steps: train stage C, or set export.fused to false"
         )
-    started, size = time.perf_counter(), config.engine_size
-    module = OneStep(model, size, Precision(config.precision)).eval().requires_grad_(False)
-    static = config.model_copy(update={"dynamic": False})
-    graph = _export_component(module, ONE_STEP, folder, static, manifest)
-    _report(ONE_STEP.name, graph, config, started)
-    return FusedGraph(**vars(graph), size=size)
 
 
 def _report(name: str, graph: GraphFile, config: ExportConfig, started: float) -> None:
@@ -121,211 +131,52 @@ def check_sizes(config: ExportConfig, multiple: int) -> None:
             )
 
 
-def _describe(model: MetricGoldModel, config: ExportConfig, checkpoint_sha256: str) -> Manifest:
-    return Manifest(
-        precision=config.precision,
-        opset=config.opset,
-        dynamic=config.dynamic,
-        static_size=None if config.dynamic else list(config.engine_size),
-        depth_min_m=float(model.config.depth_min_m),
-        depth_max_m=float(model.config.depth_max_m),
-        size_multiple=model.size_multiple,
-        latent_factor=vae_factor(model.image_vae),
-        latent_channels=model.image_vae.config.latent_channels,
-        processing_resolution=model.default_processing_resolution,
-        num_inference_steps=model.default_denoising_steps,
-        fov={
-            "features": FOV_FEATURES,
-            "octaves": list(FOV_OCTAVES),
-            "formula": (
-                "[sin(p), cos(p)] with p_k = tan(fov_y / 2) * pi * 2^o_k, o evenly spaced over "
-                "'octaves', features / 2 of them; all zeros for an unknown field of view"
-            ),
-        },
-        preprocessing={
-            "size": (
-                "scale the long side to processing_resolution, round each side to the "
-                "nearest multiple of size_multiple (at least one)"
-            ),
-            "resize": "bilinear with antialias on 8-bit sRGB",
-            "value_range": "rgb / 255 * 2 - 1, channels first",
-            "output": "z-depth in metres; resize bilinearly in log-depth",
-            "one_step_start": (
-                "noisy_depth_latent of a one-step model: channels x, y, x tan(fov_y/2) w/h, "
-                "y tan(fov_y/2) with x, y the cell centres in [-1, 1], both tangents zeros for "
-                "an unknown field of view; zeros in any further channel"
-            ),
-        },
-        versions={
-            "torch": torch.__version__.partition("+")[0],
-            "onnx": onnx.__version__,
-            "onnxscript": onnxscript.__version__,
-        },
-        checkpoint_sha256=checkpoint_sha256,
-        scheduler=scheduler_table(model.scheduler),
-        components={},
-    )
-
-
-def scheduler_table(scheduler: DDIMScheduler) -> SchedulerTable:
-    """What the numpy DDIM loop needs of a diffusers scheduler.
-
-    Raises:
-        ExportError: the scheduler is not v-prediction with trailing timesteps.
-    """
-    settings = scheduler.config
-    if settings.prediction_type != "v_prediction" or settings.timestep_spacing != "trailing":
-        raise ExportError(
-            f"the scheduler predicts '{settings.prediction_type}' with "
-            f"'{settings.timestep_spacing}' timesteps; only v_prediction with trailing "
-            "timesteps can be exported: use metricgold.diffusion.make_scheduler()"
-        )
-    timesteps = {}
-    for steps in LISTED_STEPS:
-        scheduler.set_timesteps(steps)
-        timesteps[str(steps)] = [int(t) for t in scheduler.timesteps]
-    return SchedulerTable(
-        prediction_type=settings.prediction_type,
-        timestep_spacing=settings.timestep_spacing,
-        num_train_timesteps=int(settings.num_train_timesteps),
-        final_alpha_cumprod=float(scheduler.final_alpha_cumprod),
-        timesteps=timesteps,
-        alphas_cumprod=" ".join(f"{float(a):.9g}" for a in scheduler.alphas_cumprod),
-    )
-
-
-def _export_component(
-    module: nn.Module,
-    spec: ComponentSpec,
-    folder: Path,
-    config: ExportConfig,
-    manifest: Manifest,
-) -> GraphFile:
-    batch, size = 1, config.engine_size
-    if config.dynamic:
-        batch, size = 2, _dynamic_example(size, manifest.latent_factor)
-    inputs = example_inputs(spec, size, manifest.grid, batch)
-    shapes = tuple(t.dynamic_axes() for t in spec.inputs.values()) if config.dynamic else None
-    try:
-        with _quiet():
-            program = torch.onnx.export(
-                module,
-                tuple(inputs.values()),
-                dynamo=True,
-                opset_version=config.opset,
-                input_names=list(spec.inputs),
-                output_names=[spec.output_name],
-                dynamic_shapes=shapes,
-                verbose=False,
-            )
-    except Exception as error:
-        raise ExportError(
-            f"{spec.name}: torch.onnx.export failed at opset {config.opset} "
-            f"({' '.join(str(error).split())[:300]}); try --opset {FALLBACK_OPSET}"
-        ) from error
-    assert program is not None
-    graph = program.model
-    _make_reproducible(graph, manifest.metadata())
-    if config.dynamic:
-        _name_axes(graph, spec, manifest.latent_channels)
-    return _save(graph, spec, folder)
-
-
-def _dynamic_example(size: tuple[int, int], factor: int) -> tuple[int, int]:
-    """A size from which a graph is traced that takes every size.
-
-    What has length 1 is taken for a constant, and from latents of even sides the U-Net's way up
-    would be traced as plain doubling: both sides have an odd number of latent cells, at least 3.
-    """
-    height, width = (factor * (side // factor * 2 + 1) for side in size)
-    return height, width
-
-
-def _make_reproducible(graph: onnx_ir.Model, metadata: dict[str, Any]) -> None:
-    """Drop stack traces and the build's local version; add the manifest's metadata."""
-    graph.producer_name = "metricgold"
-    graph.producer_version = metadata["versions"]["torch"]
-    graph.metadata_props.clear()
-    graph.metadata_props[METADATA_KEY] = json.dumps(metadata, sort_keys=True)
-    functions: list[Any] = [graph.graph, *graph.functions.values()]
-    for function in functions:
-        function.metadata_props.clear()
-        for node in function:
-            node.metadata_props.clear()
-            node.doc_string = None
-            for value in node.outputs:
-                value.metadata_props.clear()
-    for value in (*graph.graph.inputs, *graph.graph.initializers.values()):
-        value.metadata_props.clear()
-
-
-def _name_axes(graph: onnx_ir.Model, spec: ComponentSpec, channels: int) -> None:
-    """Give the output the axis names of ``spec`` where the exporter wrote an expression."""
-    (output,) = graph.graph.outputs
-    suffix = "_out" if spec.output.latent != next(iter(spec.inputs.values())).latent else ""
-    names: dict[Axis, Axis] = {a: f"{a}{suffix}" for a in ("height", "width")}
-    names[CHANNELS] = channels
-    output.shape = onnx_ir.Shape([names.get(axis, axis) for axis in spec.output.axes])
-
-
-def _save(graph: onnx_ir.Model, spec: ComponentSpec, folder: Path) -> GraphFile:
-    path = folder / spec.file
-    weights = sum(v.const_value.nbytes for v in graph.graph.initializers.values() if v.const_value)
-    external = f"{spec.file}.data" if weights > EXTERNAL_DATA_BYTES else None
-    onnx_ir.save(graph, path, external_data=external)
-    try:
-        onnx.checker.check_model(str(path))
-    except onnx.checker.ValidationError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ExportError(f"{spec.name}: the exported graph is not valid ONNX: {reason}") from error
-    names = [spec.file] + ([external] if external else [])
-    return GraphFile(
-        files={name: sha256_of(folder / name) for name in names},
-        bytes=sum((folder / name).stat().st_size for name in names),
-        inputs={n: _shape(v) for v in graph.graph.inputs if (n := v.name)},
-        output={spec.output_name: _shape(graph.graph.outputs[0])},
-    )
-
-
-def _shape(value: onnx_ir.Value) -> list[str | int]:
-    assert value.shape is not None
-    return [d if isinstance(d, int) else str(d.value) for d in value.shape]
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter's notes on optional packages and renamed axes concern nobody here."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Command line; defaults come from ``params.yaml``."""
-    ws = Workspace()
-    parser = argparse.ArgumentParser(prog="python -m export.onnx_export", description=__doc__)
-    parser.add_argument("checkpoint", nargs="?", type=Path, default=ws.model)
-    parser.add_argument("--out", type=Path, default=ws.onnx)
-    parser.add_argument("--opset", type=int)
-    parser.add_argument("--precision", choices=[p.value for p in Precision])
-    parser.add_argument(
-        "--fused", action="store_true", default=None, help="also one graph from picture to metres"
-    )
-    options = parser.parse_args(arguments)
-    given = {name: getattr(options, name) for name in ("opset", "precision", "fused")}
+    options = _parser().parse_args(arguments)
+    names = ("opset", "precision", "attention", "dynamic", "fused", "light")
+    given = {name: getattr(options, name) for name in names}
+    if options.fixed is not None:
+        given |= {"dynamic": False, "engine_size": options.fixed}
     base = load_config().export.model_dump()
     config = ExportConfig(**(base | {k: v for k, v in given.items() if v is not None}))
-    manifest = export_checkpoint(options.checkpoint, options.out, config)
+    manifest = export_checkpoint(
+        options.checkpoint, options.out, config, fall_back=options.opset is None
+    )
     graphs = manifest.graphs()
     total = sum(g.bytes for g in graphs.values()) / 1e6
     print(f"{options.out / MANIFEST_FILE}: {len(graphs)} graphs, {total:.1f} MB")
     return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    ws, on_or_off = Workspace(), argparse.BooleanOptionalAction
+    parser = argparse.ArgumentParser(
+        prog="python -m export.onnx_export",
+        description="Checkpoint to ONNX; what is not given is taken from params.yaml.",
+    )
+    add = parser.add_argument
+    add("checkpoint", nargs="?", type=Path, default=ws.model, help="folder (%(default)s)")
+    add("--out", type=Path, default=ws.onnx, help="folder for the graphs (%(default)s)")
+    add("--opset", type=int, help=f"this and no other; else {FALLBACK_OPSET} if need be")
+    add("--precision", choices=[p.value for p in EXPORTED], help="arithmetic inside the graphs")
+    add("--attention", choices=["auto", "fp32"], help="auto: fp32 where fp16 would overflow")
+    shapes = parser.add_mutually_exclusive_group()
+    shapes.add_argument(
+        "--dynamic", action="store_true", default=None, help="any batch, height and width"
+    )
+    shapes.add_argument("--fixed", type=_size, metavar="HxW", help="one picture of this size only")
+    add("--fused", action=on_or_off, help="also one graph from picture to metres")
+    add("--light", action=on_or_off, help="graphs of the light autoencoder")
+    return parser
+
+
+def _size(text: str) -> tuple[int, int]:
+    """``480x640`` as height and width in pixels."""
+    height, _, width = text.partition("x")
+    if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
+        raise argparse.ArgumentTypeError(f"'{text}' is not height x width in pixels, like 480x640")
+    return int(height), int(width)
 
 
 if __name__ == "__main__":

@@ -1,195 +1,239 @@
-"""Do the exported graphs compute what torch computes? ONNX Runtime (CPU) against the checkpoint.
+"""Do the exported graphs compute what torch computes, and are they as accurate?
 
-Writes ``metrics/parity.json`` with every figure, whether it passes or not, then raises.
+Against the checkpoint in torch, float32: each graph and all of them on random inputs at several
+sizes, and depth on held-out frames with the evaluation's metrics. ONNX Runtime on the CPU always;
+every other back-end where it runs. Writes ``metrics/parity.json`` with every figure, whether it
+passes or not, then raises.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
-from export.components import build_components, example_inputs
-from export.manifest import ExportError, Manifest, sha256_of_folder
+from export.accuracy import (
+    Accuracy,
+    compare_on_frames,
+    frames_of,
+    session_predictor,
+    torch_predictor,
+)
+from export.backends import OnnxRuntimeBackend
+from export.comparison import Comparison, compare_components, compare_end_to_end, depth_limit
+from export.manifest import ExportError, Manifest, ShapeError, sha256_of_folder
 from export.onnx_export import check_sizes
-from export.runtime import DepthSession, open_session
-from export.specs import COMPONENTS, DEPTH_DECODER, ONE_STEP, Precision
+from export.runtime import BACKENDS, DepthSession, open_session
+from export.specs import EXPORTED, Precision
 from metricgold import files
 from metricgold.config import ProfileConfig
-from metricgold.pipeline import MetricGoldPipeline
 from metricgold.pretrained import MetricGoldModel
 from metricgold.workspace import Workspace
 
 PARITY_FILE = "parity.json"
-END_TO_END = "end_to_end"
-DEPTH_TOLERANCE = {Precision.FP32: 1e-3, Precision.FP16: 1e-2}
-"""End to end: largest relative depth error (fp32); that of the median pixel (fp16)."""
-TEST_FOV_DEG = 55.0
+REQUIRED = OnnxRuntimeBackend.name
+ABS_REL_TOLERANCE = 0.005
+"""By how much AbsRel on a dataset's held-out frames may differ from torch's, either way."""
 
 
 class ParityError(ExportError):
     """A graph differs from torch; names the component, the size, the figure and the limit."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """One component at one size.
+@dataclass
+class Report:
+    """All that was found.
 
     Attributes:
-        max_abs, rms: of the difference, in the output's own unit (metres for depth).
-        max_relative: largest difference as a share of the reference: of each pixel's
-            depth for depth, of the largest magnitude for latents.
-        median_relative: the same for the median element.
-        figure: which of the two the ``limit`` holds for.
+        accuracy: by back-end, a row a dataset.
+        backends: name to ``compared``, or why it was not.
+        failure: what ended the comparison early.
     """
 
-    component: str
-    size: tuple[int, int]
-    max_abs: float
-    rms: float
-    max_relative: float
-    median_relative: float
-    figure: str
-    limit: float
+    manifest: Manifest
+    comparisons: list[Comparison]
+    accuracy: dict[str, list[Accuracy]]
+    backends: dict[str, str]
+    failure: ExportError | None = None
 
-    @property
-    def passed(self) -> bool:
-        """Whether the figure that counts is within its limit."""
-        return bool(getattr(self, self.figure) <= self.limit)
+    def faults(self) -> Iterator[str]:
+        """What exceeds its limit, a sentence each, components first."""
+        for c in self.comparisons:
+            if not c.passed:
+                yield (
+                    f"{c.component} at {c.size[0]}x{c.size[1]} differs from torch: {c.figure} "
+                    f"{getattr(c, c.figure):.2e} exceeds {c.limit:.0e} ({c.backend})"
+                )
+        figure, limit = depth_limit(Precision(self.manifest.precision))
+        for backend, rows in self.accuracy.items():
+            for row in rows:
+                if not abs(row.abs_rel_change) <= ABS_REL_TOLERANCE:
+                    yield (
+                        f"AbsRel on {row.dataset} is {row.abs_rel:.4f} by the graphs and "
+                        f"{row.reference_abs_rel:.4f} by torch; they may differ by "
+                        f"{ABS_REL_TOLERANCE} ({backend})"
+                    )
+                if not getattr(row, figure) <= limit:
+                    yield (
+                        f"depth on {row.dataset} differs from torch: {figure} "
+                        f"{getattr(row, figure):.2e} exceeds {limit:.0e} ({backend})"
+                    )
+        if self.failure is not None:
+            yield str(self.failure)
 
 
 def run(config: ProfileConfig, ws: Workspace) -> list[Comparison]:
-    """Stage: compare ``ws.onnx`` with ``ws.model`` at every size of ``export.parity_sizes``.
+    """Stage: compare ``ws.onnx`` with ``ws.model``.
+
+    At every size of ``export.parity_sizes``, and on ``export.parity_frames`` held-out frames of
+    each dataset.
 
     Raises:
         ParityError: a figure exceeds its limit, or the graphs come from another checkpoint.
+        ExportError: a dataset has no held-out frames.
     """
-    model = MetricGoldModel.from_pretrained(ws.model)
+    required = open_session(ws.onnx, REQUIRED)
+    manifest = required.manifest
+    model = MetricGoldModel.from_pretrained(ws.model, light=manifest.autoencoder == "light")
     check_sizes(config.export, model.size_multiple)
-    session = open_session(ws.onnx, "onnxruntime-cpu")
-    if session.manifest.checkpoint_sha256 != sha256_of_folder(ws.model):
+    if manifest.checkpoint_sha256 != sha256_of_folder(ws.model):
         raise ParityError(
             f"{ws.onnx}: exported from another checkpoint than {ws.model}; export it again"
         )
+    if manifest.arithmetic not in EXPORTED:
+        raise ParityError(
+            f"{ws.onnx}: quantised ({manifest.precision}); what that costs stands in its "
+            "quantization.json, and parity is for what it was made of"
+        )
+    report = Report(manifest, [], {}, {})
+    try:
+        for name, session in _sessions(required, ws, report.backends):
+            _compare_backend(config, ws, model, session, report)
+            report.backends.setdefault(name, "compared")
+        if manifest.fused is not None:
+            one = open_session(ws.onnx, REQUIRED, fused=True)
+            report.comparisons.append(compare_end_to_end(model, one, manifest.fused.size))
+    except ExportError as error:
+        report.failure = error
+    files.write_json(ws.metrics / PARITY_FILE, summary(report))
+    check(report)
+    return report.comparisons
+
+
+def _sessions(
+    required: DepthSession, ws: Workspace, backends: dict[str, str]
+) -> Iterator[tuple[str, DepthSession]]:
+    """The back-end that must work, and every other one that does; why not, to ``backends``."""
+    yield REQUIRED, required
+    for name in BACKENDS:
+        if name == REQUIRED:
+            continue
+        try:
+            session = open_session(ws.onnx, name, engines=ws.engines)
+        except ExportError as error:
+            backends[name] = f"not compared: {error}"
+        else:
+            yield name, session
+
+
+def _compare_backend(
+    config: ProfileConfig,
+    ws: Workspace,
+    model: MetricGoldModel,
+    session: DepthSession,
+    report: Report,
+) -> None:
+    """All of the comparison on one back-end; a size it was not built for is noted."""
+    name, manifest = session.backend.name, session.manifest
     sizes = list(config.export.parity_sizes)
-    if session.manifest.static_size is not None:
-        height, width = session.manifest.static_size
-        sizes = [(height, width)]
-    results: list[Comparison] = []
-    for size in sizes:
-        started = time.perf_counter()
-        compared = compare_components(model, session, size)
-        if all(c.passed for c in compared):
-            compared.append(compare_end_to_end(model, session, size))
-        results += compared
-        seconds = time.perf_counter() - started
-        worst = max(c.max_relative for c in compared)
-        print(f"parity at {size[0]}x{size[1]}: worst {worst:.1e}, {seconds:.1f} s", flush=True)
-    if session.manifest.fused is not None:
-        one = open_session(ws.onnx, "onnxruntime-cpu", fused=True)
-        results.append(compare_end_to_end(model, one, session.manifest.fused.size))
-    files.write_json(ws.metrics / PARITY_FILE, summary(results, session.manifest))
-    check(results)
-    return results
-
-
-def compare_components(
-    model: MetricGoldModel, session: DepthSession, size: tuple[int, int]
-) -> list[Comparison]:
-    """Each graph against its torch module (float32) on the same random inputs."""
-    manifest = session.manifest
-    precision = Precision(manifest.precision)
-    results = []
-    for name, module in build_components(model).items():
-        spec = COMPONENTS[name]
-        batch = 2 if manifest.dynamic else 1
-        inputs = example_inputs(spec, size, manifest.grid, batch, seed=1)
-        with torch.no_grad():
-            expected = module(*inputs.values()).numpy()
-        actual = session.backend.run(name, {k: v.numpy() for k, v in inputs.items()})
-        is_depth = name == DEPTH_DECODER.name
-        figure, limit = "max_relative", spec.tolerance[precision]
-        if is_depth and precision is Precision.FP16:
-            figure, limit = _depth_limit(precision)
-        results.append(_compare(name, size, expected, actual, is_depth, figure, limit))
-    return results
-
-
-def compare_end_to_end(
-    model: MetricGoldModel, session: DepthSession, size: tuple[int, int]
-) -> Comparison:
-    """Picture to metres: the exported session, of three graphs or one, against the pipeline."""
-    rgb = np.random.default_rng(2).integers(0, 256, (*size, 3), dtype=np.uint8)
-    pipeline = MetricGoldPipeline.of(model)
-    pipeline.set_progress_bar_config(disable=True)
-    output = pipeline(rgb, num_inference_steps=1, processing_resolution=0, fov_deg=TEST_FOV_DEG)
-    expected = output.prediction[0, ..., 0]
-    own_size = None if session.manifest.static_size or session.fused else 0
-    actual = session.infer(rgb, steps=1, processing_resolution=own_size, fov_deg=TEST_FOV_DEG).depth
-    figure, limit = _depth_limit(Precision(session.manifest.precision))
-    name = ONE_STEP.name if session.fused else END_TO_END
-    return _compare(name, size, expected, actual, True, figure, limit)
-
-
-def check(results: list[Comparison]) -> None:
-    """Raise :class:`ParityError` for the first figure above its limit."""
-    for r in results:
-        if not r.passed:
-            raise ParityError(
-                f"{r.component} at {r.size[0]}x{r.size[1]} differs from torch: {r.figure} "
-                f"{getattr(r, r.figure):.2e} exceeds {r.limit:.0e}; export again, or with "
-                "another export.opset or export.precision"
+    if manifest.static_size is not None:
+        sizes = [(manifest.static_size[0], manifest.static_size[1])]
+    try:
+        for size in sizes:
+            started = time.perf_counter()
+            compared = compare_components(model, session, size)
+            if all(c.passed for c in compared):
+                compared.append(compare_end_to_end(model, session, size))
+            report.comparisons += compared
+            seconds = time.perf_counter() - started
+            worst = max(c.max_relative for c in compared)
+            print(
+                f"parity of {name} at {size[0]}x{size[1]}: worst {worst:.1e}, {seconds:.1f} s",
+                flush=True,
             )
+        if config.export.parity_frames and all(c.passed for c in report.comparisons):
+            report.accuracy[name] = compare_accuracy(config, ws, model, session)
+    except ShapeError as error:
+        report.backends[name] = f"compared in part: {error}"
 
 
-def summary(results: list[Comparison], manifest: Manifest) -> dict[str, Any]:
-    """What ``parity.json`` holds: the worst figure a component, then every comparison."""
+def compare_accuracy(
+    config: ProfileConfig, ws: Workspace, model: MetricGoldModel, session: DepthSession
+) -> list[Accuracy]:
+    """Torch and the session on held-out frames of each dataset, at the evaluation's size."""
+    manifest, rows = session.manifest, []
+    for dataset, frames in frames_of(config, ws, "holdout", config.export.parity_frames):
+        resolution = max(config.datasets[dataset].train_size)
+        row = compare_on_frames(
+            dataset,
+            frames,
+            session_predictor(session, resolution),
+            torch_predictor(model, manifest, resolution),
+            (manifest.depth_min_m, manifest.depth_max_m),
+        )
+        rows.append(row)
+        print(
+            f"{dataset}, {row.frames} frames on {session.backend.name}: AbsRel {row.abs_rel:.4f} "
+            f"({row.abs_rel_change:+.1e}), delta1 {row.delta1:.4f} ({row.delta1_change:+.1e})",
+            flush=True,
+        )
+    return rows
+
+
+def check(report: Report) -> None:
+    """Raise :class:`ParityError` for the first figure above its limit."""
+    fault = next(report.faults(), None)
+    if fault is None:
+        return
+    if report.failure is not None and fault == str(report.failure):
+        raise ParityError(fault) from report.failure
+    raise ParityError(f"{fault}; export again, or with another export.opset or export.precision")
+
+
+def summary(report: Report) -> dict[str, Any]:
+    """What ``parity.json`` holds: the worst figure a component, then every figure."""
+    results, manifest = report.comparisons, report.manifest
     worst = {
         name: max(r.max_relative for r in results if r.component == name)
         for name in dict.fromkeys(r.component for r in results)
     }
     comparisons = [_finite(asdict(r) | {"passed": r.passed}) for r in results]
     return {
-        "passed": all(r.passed for r in results),
+        "passed": next(report.faults(), None) is None,
         "precision": manifest.precision,
+        "attention": manifest.attention,
         "opset": manifest.opset,
+        "autoencoder": manifest.autoencoder,
         "worst_relative": _finite(worst),
+        "backends": report.backends,
+        "accuracy": {
+            backend: {row.dataset: _without_times(row) for row in rows}
+            for backend, rows in report.accuracy.items()
+        },
+        "faults": list(report.faults()),
         "comparisons": comparisons,
     }
 
 
-def _depth_limit(precision: Precision) -> tuple[str, float]:
-    figure = "max_relative" if precision is Precision.FP32 else "median_relative"
-    return figure, DEPTH_TOLERANCE[precision]
-
-
-def _compare(
-    component: str,
-    size: tuple[int, int],
-    expected: NDArray[np.float32],
-    actual: NDArray[np.float32],
-    is_depth: bool,
-    figure: str,
-    limit: float,
-) -> Comparison:
-    difference = np.abs(actual.astype(np.float64) - expected)
-    if not np.isfinite(actual).all():
-        difference[:] = np.inf  # one overflow spoils the graph: no figure may hide it
-    relative = difference / (np.abs(expected) if is_depth else np.abs(expected).max())
-    return Comparison(
-        component=component,
-        size=size,
-        max_abs=float(difference.max()),
-        rms=float(np.sqrt((difference**2).mean())),
-        max_relative=float(relative.max()),
-        median_relative=float(np.median(relative)),
-        figure=figure,
-        limit=limit,
-    )
+def _without_times(row: Accuracy) -> dict[str, Any]:
+    """The row without its name, and without times, which differ from run to run."""
+    left_out = ("dataset", "seconds", "reference_seconds")
+    figures = {k: v for k, v in asdict(row).items() if k not in left_out}
+    changes = {"abs_rel_change": row.abs_rel_change, "delta1_change": row.delta1_change}
+    return _finite(figures | changes)
 
 
 def _finite(values: dict[str, Any]) -> dict[str, Any]:

@@ -14,10 +14,21 @@ CHANNELS = "channels"
 
 
 class Precision(StrEnum):
-    """Arithmetic inside a graph; its inputs and outputs are float32 either way."""
+    """Arithmetic inside a graph; its inputs and outputs are float32 either way.
+
+    The last three are made of an fp32 export by ``export.quantize``, and some layers stay fp32.
+    """
 
     FP32 = "fp32"
     FP16 = "fp16"
+    INT8_WEIGHTS = "int8-weights"
+    INT8 = "int8"
+    FP8 = "fp8"
+
+
+EXPORTED = (Precision.FP32, Precision.FP16)
+"""What a checkpoint can be exported in."""
+QUANTISED = (Precision.INT8_WEIGHTS, Precision.INT8, Precision.FP8)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +135,19 @@ ONE_STEP = ComponentSpec(
     tolerance={Precision.FP32: 1e-3, Precision.FP16: 1e-2},
 )
 """All of a one-step model in one graph of fixed shape; a field of view of 0 is an unknown one."""
+DDIM_UPDATE = ComponentSpec(
+    name="ddim_update",
+    inputs={
+        "noisy_depth_latent": _LATENT,
+        "velocity": _LATENT,
+        "coefficients": TensorSpec(axes=(2, 1, 1, 1)),
+    },
+    output_name="next_depth_latent",
+    output=_LATENT,
+    tolerance=_TOLERANCE,
+)
+"""Between two steps of the U-Net on a GPU; an engine without a graph (:mod:`export.ddim_engine`).
+``coefficients`` are those of :func:`export.numpy_sampler.sampling_steps`."""
 COMPONENTS: Mapping[str, ComponentSpec] = {
     spec.name: spec for spec in (VAE_ENCODER, UNET_STEP, DEPTH_DECODER)
 }

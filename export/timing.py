@@ -39,20 +39,29 @@ class Timing:
         return 1000 * float(np.percentile(self.calls[stage], share))
 
 
-def measure(calls: Sequence[Callable[[], DepthResult]], rounds: int) -> Timing:
-    """Call the first once to warm up, then all of them ``rounds`` times, in turn."""
+def measure(
+    calls: Sequence[Callable[[], DepthResult | Sequence[DepthResult]]], rounds: int
+) -> Timing:
+    """Call the first once to warm up, then all of them ``rounds`` times, in turn.
+
+    A call is of one picture, or of a batch of them.
+    """
     began = time.perf_counter()
     calls[0]()
     first = time.perf_counter() - began
     seconds: dict[str, list[float]] = {}
+    pictures = 0
     for _ in progress_bar(range(rounds), description="benchmark", unit="round"):
         for call in calls:
             began = time.perf_counter()
-            result = call()
+            found = call()
             whole = time.perf_counter() - began
-            for stage, taken in (result.seconds | {ALL: whole}).items():
-                seconds.setdefault(stage, []).append(taken)
-    return Timing(first, seconds, rounds * len(calls))
+            results = [found] if isinstance(found, DepthResult) else found
+            for stage in results[0].seconds:
+                seconds.setdefault(stage, []).append(sum(r.seconds[stage] for r in results))
+            seconds.setdefault(ALL, []).append(whole)
+            pictures += len(results)
+    return Timing(first, seconds, pictures)
 
 
 def described(timing: Timing) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TextIO
 
 from export.driver import compute_capability, cuda_driver_problem
 from export.manifest import BackendUnavailableError
@@ -85,15 +85,23 @@ def gpu_capability() -> str:
     return f"{major}.{minor}"
 
 
-def make_logger(trt: Any, messages: list[str]) -> Any:
-    """A TensorRT logger that collects errors instead of writing to the terminal."""
+def make_logger(trt: Any, messages: list[str], log: TextIO | None = None) -> Any:
+    """A TensorRT logger that writes nothing to the terminal.
+
+    Args:
+        messages: gets every error.
+        log: gets everything, a line a message.
+    """
+    errors = (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR)
 
     class Collector(trt.ILogger):
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
 
         def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
+            if severity in errors:
                 messages.append(" ".join(message.split()))
+            if log is not None:
+                log.write(f"{severity.name.lower()}: {message.rstrip()}\n")
 
     return Collector()

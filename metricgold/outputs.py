@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +84,6 @@ class Format:
 
     endings: tuple[str, ...]
     write: Callable[[Prediction, Sequence[Path]], None]
-    about: str
 
 
 def depth_to_16_bit(depth: Depth) -> tuple[NDArray[np.uint16], float]:
@@ -194,34 +194,20 @@ def _write_cloud(prediction: Prediction, paths: Sequence[Path], mesh: bool = Fal
 
 
 FORMATS: dict[str, Format] = {
-    "npy": Format(("_depth.npy", "_uncertainty.npy"), _write_npy, "float32 metres"),
-    "npz": Format((".npz",), _write_npz, "depth, uncertainty, masks and K in one file"),
-    "exr": Format(("_depth.exr",), _write_exr, "float32 metres, channel Z"),
-    "png16": Format(
-        ("_depth_16bit.png", "_depth_16bit.json"),
-        _write_16_bit,
-        "16-bit picture, metres a step in the .json beside it",
-    ),
+    "npy": Format(("_depth.npy", "_uncertainty.npy"), _write_npy),
+    "npz": Format((".npz",), _write_npz),
+    "exr": Format(("_depth.exr",), _write_exr),
+    "png16": Format(("_depth_16bit.png", "_depth_16bit.json"), _write_16_bit),
     "colour": Format(
-        ("_depth_colour.png",),
-        lambda p, paths: _save_png(paths[0], colour_picture(p.depth)),
-        "colours with a scale bar in metres",
+        ("_depth_colour.png",), lambda p, paths: _save_png(paths[0], colour_picture(p.depth))
     ),
-    "side": Format(
-        ("_side_by_side.png",),
-        lambda p, paths: _save_png(paths[0], side_by_side(p)),
-        "picture, depth and uncertainty side by side",
-    ),
-    "normals": Format(
-        ("_normals.png",), lambda p, paths: _save_png(paths[0], normals_picture(p)), "normals"
-    ),
-    "ply": Format(("_points.ply",), _write_cloud, "coloured point cloud, camera frame"),
-    "glb": Format(("_points.glb",), _write_cloud, "coloured point cloud for viewers of glTF"),
-    "mesh": Format(
-        ("_mesh.glb",), lambda p, paths: _write_cloud(p, paths, mesh=True), "mesh, open at edges"
-    ),
+    "side": Format(("_side_by_side.png",), lambda p, paths: _save_png(paths[0], side_by_side(p))),
+    "normals": Format(("_normals.png",), lambda p, paths: _save_png(paths[0], normals_picture(p))),
+    "ply": Format(("_points.ply",), _write_cloud),
+    "glb": Format(("_points.glb",), _write_cloud),
+    "mesh": Format(("_mesh.glb",), lambda p, paths: _write_cloud(p, paths, mesh=True)),
 }
-DEFAULT_FORMATS = ("npy", "png16", "colour")
+"""What each is: :data:`metricgold.output_formats.ABOUT`."""
 
 
 def parse_formats(text: str) -> tuple[str, ...]:
@@ -239,6 +225,17 @@ def parse_formats(text: str) -> tuple[str, ...]:
             f"unknown format '{', '.join(unknown)}'; known: all, {', '.join(FORMATS)}"
         )
     return names
+
+
+def encoded(prediction: Prediction, name: str) -> dict[str, bytes]:
+    """The files of one format in memory, by how they end; see :data:`FORMATS`.
+
+    Raises:
+        UserError: the prediction cannot be written so, or a package is missing.
+    """
+    with tempfile.TemporaryDirectory(prefix="metricgold-") as folder:
+        written = write_outputs(Path(folder), "out", prediction, (name,))
+        return {path.name.removeprefix("out"): path.read_bytes() for path in written}
 
 
 def existing(folder: Path, name: str, formats: Iterable[str]) -> list[Path]:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,8 @@ from metricgold import geometry, imaging
 from metricgold.errors import UserError
 from metricgold.outputs import Prediction, existing, write_outputs
 from metricgold.progress import progress_bar
+
+Item = TypeVar("Item")
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm")
 """What is taken for a picture in a folder."""
@@ -132,7 +135,7 @@ def run(
     with progress_bar(
         description="pictures", total=len(sources), unit="picture", disable=len(sources) < 2
     ) as bar:
-        for part in _parts(sources, batch_size):
+        for part in parts(sources, batch_size):
             loaded: list[Loaded] = []
             for source in part:
                 try:
@@ -158,9 +161,10 @@ def run(
     return refused
 
 
-def _parts(sources: Sequence[Source], size: int) -> Iterator[Sequence[Source]]:
-    for first in range(0, len(sources), size):
-        yield sources[first : first + size]
+def parts(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+    """``size`` of them at a time, in their order; the last ones may be fewer."""
+    for first in range(0, len(items), size):
+        yield items[first : first + size]
 
 
 def _refuse_name(

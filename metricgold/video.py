@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,16 +66,21 @@ def read_frames(path: Path) -> Iterator[Picture]:
     Raises:
         VideoError: the file ends in the middle of a frame, or ffmpeg cannot read it.
     """
-    command = [_program("ffmpeg", path), "-v", "error", "-nostdin", "-i", f"file:{path}", "-map",
-               "0:v:0", "-f", "image2pipe", "-c:v", "ppm", "-"]  # fmt: skip
+    return decoded_frames(["-i", f"file:{path}"], str(path))
+
+
+def decoded_frames(source: Sequence[str], name: str) -> Generator[Picture]:
+    """As :func:`read_frames`, of what ``source`` tells ffmpeg to read; ``name`` is for messages."""
+    command = [_program("ffmpeg", name), "-v", "error", "-nostdin", *source, "-map", "0:v:0",
+               "-f", "image2pipe", "-c:v", "ppm", "-"]  # fmt: skip
     with tempfile.TemporaryFile() as said, _running(command, stdout=True, said=said) as process:
         assert process.stdout is not None
-        while (frame := _ppm(process.stdout, path)) is not None:
+        while (frame := _ppm(process.stdout, name)) is not None:
             yield frame
         if process.wait() != 0:
             said.seek(0)
             lines = said.read().decode("utf-8", "replace").strip().splitlines()
-            raise VideoError(f"{path}: {lines[-1] if lines else 'ffmpeg gave up'}")
+            raise VideoError(f"{name}: {lines[-1] if lines else 'ffmpeg gave up'}")
 
 
 @contextmanager
@@ -113,7 +118,7 @@ class VideoWriter:
                 [_program("ffmpeg", self.path), "-v", "error", "-y", "-f", "rawvideo", "-pix_fmt",
                  "rgb24", "-s", size, "-r", self.rate, "-i", "-", "-pix_fmt", "yuv420p",
                  f"file:{self.path}"],
-                stdin=subprocess.PIPE, stderr=self._said,
+                stdin=subprocess.PIPE, stderr=self._said, start_new_session=True,
             )  # fmt: skip
         assert picture.shape == self._shape
         assert self._process.stdin is not None
@@ -146,7 +151,12 @@ class VideoWriter:
 
 @contextmanager
 def _running(command: list[str], stdout: bool, said: IO[bytes]) -> Iterator[Any]:
-    process = subprocess.Popen(command, stdout=subprocess.PIPE if stdout else None, stderr=said)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE if stdout else None,
+        stderr=said,
+        start_new_session=True,  # Ctrl-C is for this program to act on
+    )
     try:
         yield process
     finally:
@@ -155,7 +165,7 @@ def _running(command: list[str], stdout: bool, said: IO[bytes]) -> Iterator[Any]
         process.communicate()
 
 
-def _ppm(stream: IO[bytes], path: Path) -> Picture | None:
+def _ppm(stream: IO[bytes], name: str) -> Picture | None:
     """The next picture of a stream of binary PPM, None at its end."""
     magic = stream.readline()
     if not magic:
@@ -163,15 +173,15 @@ def _ppm(stream: IO[bytes], path: Path) -> Picture | None:
     width, height = (int(n) for n in stream.readline().split())
     stream.readline()
     if magic.strip() != b"P6" or not 0 < max(width, height) <= MAX_SIDE:
-        raise VideoError(f"{path}: frames of {width}x{height} pixels are not read")
+        raise VideoError(f"{name}: frames of {width}x{height} pixels are not read")
     data = stream.read(width * height * 3)
     if len(data) < width * height * 3:
-        raise VideoError(f"{path}: ends in the middle of a frame")
+        raise VideoError(f"{name}: ends in the middle of a frame")
     return np.frombuffer(data, np.uint8).reshape(height, width, 3)
 
 
-def _program(name: str, path: Path) -> str:
-    found = shutil.which(name)
+def _program(program: str, name: Path | str) -> str:
+    found = shutil.which(program)
     if found is None:
-        raise VideoError(f"{path}: videos need the program {name}, which is not installed")
+        raise VideoError(f"{name}: videos need the program {program}, which is not installed")
     return found

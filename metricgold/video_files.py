@@ -1,17 +1,33 @@
-"""A video to files: every frame as a picture's results, and a video of depth beside the frames."""
+"""A video or a camera to files: every frame's results, and a video of depth beside the frames."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
-from metricgold import video, visualize
+from metricgold import video, visualize, webcam
 from metricgold.errors import UserError
-from metricgold.outputs import write_outputs
+from metricgold.outputs import Prediction, write_outputs
 from metricgold.picture_files import CameraOptions, Loaded, Predict, Source
 from metricgold.progress import progress_bar
+
+WEBCAM_RATE = 10
+"""Frames a second of a camera's video; a prediction is shown for as long as it was the newest."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """Where they go, in which formats, and whether they replace what exists."""
+
+    out: Path
+    formats: Sequence[str]
+    force: bool = False
 
 
 def run_video(
@@ -19,38 +35,122 @@ def run_video(
     predict: Predict,
     *,
     camera: CameraOptions,
-    out: Path,
-    formats: Sequence[str],
-    force: bool = False,
+    results: Results,
+    batch_size: int = 1,
 ) -> int:
-    """Predict every frame; how many there were.
+    """Predict every frame, ``batch_size`` at once; how many there were.
 
     ``<out>/<name>/000001_depth.npy`` and so on, from 1, and ``<out>/<name>_depth.mp4``: the frame
     and its depth, in the same colours all along (limits of the first frame).
 
     Raises:
-        UserError: results exist and ``force`` is not given, or the video cannot be read.
+        UserError: results exist and are not to be replaced, or the video cannot be read.
     """
     info = video.probe(path)
-    shown = out / f"{path.stem}_depth.mp4"
-    for there in (shown, out / path.stem):
-        if there.exists() and not force:
+    shown = _refuse_existing(path.stem, results)
+    frames = video.read_frames(path)
+    predicted = _predicted(frames, path, path.stem, predict, camera, batch_size)
+    count = _write(predicted, path.name, shown, info, results, lambda: 1)
+    print(f"{path}: {count} frames, wrote {results.out / path.stem} and {shown}")
+    return count
+
+
+def run_webcam(
+    name: str,
+    predict: Predict,
+    *,
+    camera: CameraOptions,
+    results: Results,
+    most: int | None = None,
+) -> int:
+    """Predict a camera's newest frame again and again, until ``most`` or Ctrl-C; how many.
+
+    Files as of :func:`run_video`. Its video runs as time did: :data:`WEBCAM_RATE`.
+
+    Raises:
+        UserError: as :func:`run_video`, or there is no such camera.
+    """
+    stem = webcam.result_name(name)
+    shown = _refuse_existing(stem, results)
+    frames = islice(webcam.newest_frames(name), most)
+    predicted = _predicted(frames, Path(name), stem, predict, camera, 1)
+    info = video.VideoInfo(str(WEBCAM_RATE), most)
+    count = _write(predicted, name, shown, info, results, _repetitions(), (KeyboardInterrupt,))
+    if count == 0:
+        raise UserError(f"{name}: gave no frame")
+    print(f"{name}: {count} frames, wrote {results.out / stem} and {shown}")
+    return count
+
+
+def _refuse_existing(stem: str, results: Results) -> Path:
+    """The video that will be written."""
+    shown = results.out / f"{stem}_depth.mp4"
+    for there in (shown, results.out / stem):
+        if there.exists() and not results.force:
             raise UserError(f"{there}: exists already; name another --out or add --force")
+    return shown
+
+
+def _predicted(
+    frames: Iterable[video.Picture],
+    path: Path,
+    stem: str,
+    predict: Predict,
+    camera: CameraOptions,
+    batch_size: int,
+) -> Iterator[tuple[str, Prediction]]:
+    """What each frame's results are called, and its prediction."""
+    numbered = enumerate(frames, 1)
+    while part := list(islice(numbered, batch_size)):
+        loaded = []
+        for number, rgb in part:
+            fov_deg, told = camera.fov_of(rgb.shape[0])
+            loaded.append(Loaded(Source(path, f"{stem}/{number:06d}"), rgb, fov_deg, told))
+        for one, (prediction, _) in zip(loaded, predict(loaded), strict=True):
+            yield one.source.name, prediction
+
+
+def _write(
+    predicted: Iterable[tuple[str, Prediction]],
+    name: str,
+    shown: Path,
+    info: video.VideoInfo,
+    results: Results,
+    repetitions: Callable[[], int],
+    ended_by: tuple[type[BaseException], ...] = (),
+) -> int:
+    """Write all results and the video, each frame as often as ``repetitions`` says.
+
+    After what is in ``ended_by`` the files that are there are kept, as at the last frame.
+    """
     limits: tuple[float, float] | None = None
     count = 0
     with (
         video.writing(shown, info.rate) as writer,
-        progress_bar(description=path.name, total=info.frames, unit="frame") as bar,
+        progress_bar(description=name, total=info.frames, unit="frame") as bar,
+        suppress(*ended_by),
     ):
-        for count, rgb in enumerate(video.read_frames(path), 1):
-            source = Source(path, f"{path.stem}/{count:06d}")
-            fov_deg, told = camera.fov_of(rgb.shape[0])
-            ((prediction, _),) = predict([Loaded(source, rgb, fov_deg, told)])
-            write_outputs(out, source.name, prediction, formats, force)
+        for frame, prediction in predicted:
+            count += 1
+            write_outputs(results.out, frame, prediction, results.formats, results.force)
             limits = limits or visualize.depth_limits(prediction.depth)
             coloured = visualize.colourise(prediction.depth, *limits)
-            beside = np.concatenate([rgb, coloured], axis=1)
-            writer.add(visualize.add_scale_bar(beside, *limits))
+            beside = np.concatenate([prediction.rgb, coloured], axis=1)
+            beside = visualize.add_scale_bar(beside, *limits)
+            for _ in range(repetitions()):
+                writer.add(beside)
             bar.update()
-    print(f"{path}: {count} frames, wrote {out / path.stem} and {shown}")
     return count
+
+
+def _repetitions() -> Callable[[], int]:
+    """Frames of :data:`WEBCAM_RATE` that have become due since the call before, one at least."""
+    started, written = time.monotonic(), 0
+
+    def due() -> int:
+        nonlocal written
+        now = max(1, round((time.monotonic() - started) * WEBCAM_RATE) - written)
+        written += now
+        return now
+
+    return due

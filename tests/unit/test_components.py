@@ -14,10 +14,11 @@ import pytest
 import torch
 from toy import TOY, toy_model
 
-from export import onnx_export
+from export import graphs
 from export.components import build_components, example_inputs
+from export.graphs import METADATA_KEY
 from export.manifest import ExportError, read_manifest, sha256_of, verify_graphs
-from export.onnx_export import METADATA_KEY, check_sizes, export_checkpoint
+from export.onnx_export import check_sizes, export_checkpoint
 from export.parity import ParityError, run
 from export.runtime import InferenceError, open_session
 from export.specs import (
@@ -209,7 +210,7 @@ def test_static_export_with_fallback_opset_and_weights_beside_the_graph(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(onnx_export, "EXTERNAL_DATA_BYTES", 10_000)
+    monkeypatch.setattr(graphs, "EXTERNAL_DATA_BYTES", 10_000)
     static = export_config.model_copy(update={"dynamic": False, "opset": 20})
     manifest = export_checkpoint(exported.model, tmp_path / "onnx", static)
     assert manifest.static_size == [16, 24]

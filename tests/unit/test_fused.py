@@ -12,9 +12,9 @@ import onnxruntime
 import pytest
 from toy import toy_model
 
+from export.comparison import compare_end_to_end
 from export.manifest import ExportError, read_manifest
 from export.onnx_export import export_checkpoint
-from export.parity import compare_end_to_end
 from export.runtime import DepthSession, InferenceError, open_session
 from export.specs import ONE_STEP
 from metricgold.config import ExportConfig
@@ -28,6 +28,12 @@ RGB = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
 @pytest.fixture(scope="module")
 def session(exported: Workspace) -> DepthSession:
     return open_session(exported.onnx, CPU, fused=True)
+
+
+def test_many_pictures_go_through_it_one_by_one(session: DepthSession) -> None:
+    found = session.infer_many([RGB, RGB[::-1]], fov_deg=[None, 40.0])
+    for one, rgb, fov in zip(found, (RGB, RGB[::-1]), (None, 40.0), strict=True):
+        np.testing.assert_array_equal(one.depth, session.infer(rgb, fov_deg=fov).depth)
 
 
 @pytest.mark.parametrize("fov_deg", [None, 30.0, 95.0])

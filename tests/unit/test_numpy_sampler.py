@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from export import numpy_sampler
+from export.describe import scheduler_table
 from export.manifest import ExportError, SchedulerTable
-from export.onnx_export import scheduler_table
 from metricgold import diffusion, geometry
 from metricgold.model import FOV_FEATURES, FOV_OCTAVES, fov_features
 

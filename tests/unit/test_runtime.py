@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -124,6 +125,52 @@ def test_ensemble_of_one_step_equals_the_pipeline(
     )
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"ensemble_size": 2}, {"steps": 3, "ensemble_size": 2, "seed": 5}]
+)
+def test_many_pictures_equal_each_alone(
+    session: DepthSession, monkeypatch: pytest.MonkeyPatch, options: dict[str, int]
+) -> None:
+    sizes = [(37, 50), (50, 37), (40, 54), (37, 50), (80, 20)]
+    pictures = [picture(*size) + np.uint8(i) for i, size in enumerate(sizes)]
+    fovs = [None, 40.0, 55.0, 90.0, 30.0]
+    expected = [session.infer(p, fov_deg=f, **options) for p, f in zip(pictures, fovs, strict=True)]
+    batches: list[int] = []
+    run = session.backend.run
+
+    def counted(component: str, inputs: backends.Arrays) -> NDArray[np.float32]:
+        if component == "depth_decoder":
+            batches.append(len(inputs["depth_latent"]))
+        return run(component, inputs)
+
+    monkeypatch.setattr(session.backend, "run", counted)
+    found = session.infer_many(pictures, fov_deg=fovs, **options)
+    members = options.get("ensemble_size", 1)
+    assert batches == [n for n in (3, 1, 1) for _ in range(members)]
+    for one, alone, rgb in zip(found, expected, pictures, strict=True):
+        assert one.depth.shape == rgb.shape[:2]
+        assert one.size == alone.size
+        np.testing.assert_allclose(one.depth, alone.depth, rtol=1e-5)
+        assert (one.uncertainty is None) == (members == 1)
+        if one.uncertainty is not None and alone.uncertainty is not None:
+            np.testing.assert_allclose(one.uncertainty, alone.uncertainty, rtol=1e-3, atol=1e-5)
+    monkeypatch.setattr(session.backend, "max_batch", 2)
+    batches.clear()
+    session.infer_many(pictures, fov_deg=fovs, **options)
+    assert batches == [n for n in (2, 1, 1, 1) for _ in range(members)]
+
+
+def test_many_pictures_are_checked_before_any_is_computed(
+    session: DepthSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session.backend, "run", lambda *_: pytest.fail("something was computed"))
+    with pytest.raises(InferenceError, match="fov_deg"):
+        session.infer_many([picture(), picture()], fov_deg=[50.0, 180.0])
+    with pytest.raises(ValueError, match=r"zip\(\)"):
+        session.infer_many([picture()], fov_deg=[])
+    assert session.infer_many([], fov_deg=[]) == []
+
+
 def test_one_step_has_two_views(session: DepthSession) -> None:
     with pytest.raises(InferenceError, match="ensemble_size is 3: one step without noise has two"):
         session.infer(picture(), ensemble_size=3)
@@ -197,6 +244,29 @@ def test_a_silent_fall_back_of_onnxruntime_is_noticed(
         open_session(exported.onnx, "onnxruntime-cuda")
 
 
+_TELEMETRY = """
+import os, sys, tempfile
+from export.runtime import open_session
+open_session(sys.argv[1], "onnxruntime-cpu")
+print(os.listdir(tempfile.gettempdir()))
+"""
+
+
+def test_onnxruntime_tells_nobody_of_its_use(exported: Workspace, tmp_path: Path) -> None:
+    """Official builds would keep an identifier in the temporary folder, to send it with events."""
+    env = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"}
+    done = subprocess.run(
+        [sys.executable, "-c", _TELEMETRY, str(exported.onnx)],
+        cwd=ROOT,
+        env=env | {"TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
+
+
 def test_unknown_backend(exported: Workspace) -> None:
     with pytest.raises(ExportError, match="unknown back-end 'tpu'"):
         open_session(exported.onnx, "tpu")
@@ -216,7 +286,7 @@ def test_stale_missing_and_foreign_files_are_named(exported: Workspace, tmp_path
     with pytest.raises(ExportError, match=r"unet_step\.onnx: missing"):
         open_session(folder)
     (folder / "manifest.json").write_text('{"format": 99}')
-    with pytest.raises(ExportError, match="format 99, this version reads 3"):
+    with pytest.raises(ExportError, match="format 99, this version reads 4"):
         open_session(folder)
     (folder / "manifest.json").write_text('{"format"')
     with pytest.raises(ExportError, match="cannot be read"):
@@ -225,14 +295,19 @@ def test_stale_missing_and_foreign_files_are_named(exported: Workspace, tmp_path
 
 _WITHOUT_TORCH = """
 import sys
-for name in ("torch", "diffusers", "onnx", "onnxscript", "matplotlib", "scipy", "h5py"):
+for name in (
+    "torch", "diffusers", "onnx", "onnxscript", "matplotlib", "scipy", "h5py", "safetensors",
+    "pydantic", "yaml", "typer", "click", "rich",
+):
     sys.modules[name] = None
 from export import trt_infer
 sys.exit(trt_infer.main(sys.argv[1:]))
 """
 
 
-def test_inference_needs_neither_torch_nor_diffusers(exported: Workspace, tmp_path: Path) -> None:
+def test_inference_needs_neither_torch_nor_diffusers_nor_a_config(
+    exported: Workspace, tmp_path: Path
+) -> None:
     from PIL import Image
 
     Image.fromarray(picture()).save(tmp_path / "photo.png")

@@ -1,0 +1,77 @@
+"""What is rewritten after the export computes the same, for any batch and size."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+from export import clean, graph_rewrites
+from export.specs import COMPONENTS, Precision
+from metricgold.workspace import Workspace
+
+CHANNELS, GROUPS, EPSILON = 12, 4, 1e-6
+RANDOM = np.random.default_rng(0)
+WEIGHT, BIAS = (RANDOM.standard_normal(CHANNELS).astype(np.float32) for _ in range(2))
+
+
+def normalisation() -> ir.Model:
+    """One group normalisation of [b, 12, h, w]."""
+    shape = ["b", CHANNELS, "h", "w"]
+    graph = helper.make_graph(
+        [
+            helper.make_node(
+                "GroupNormalization", ["x", "w", "b"], ["y"], num_groups=GROUPS, epsilon=EPSILON
+            )
+        ],
+        "norm",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)],
+        [numpy_helper.from_array(WEIGHT, "w"), numpy_helper.from_array(BIAS, "b")],
+    )
+    opsets = [helper.make_opsetid("", 23)]
+    return ir.from_proto(helper.make_model(graph, opset_imports=opsets, ir_version=10))
+
+
+def run(model: ir.Model, x: np.ndarray) -> np.ndarray:
+    proto = ir.to_proto(model)
+    onnx.checker.check_model(proto, full_check=True)
+    session = onnxruntime.InferenceSession(proto.SerializeToString())
+    return session.run(["y"], {"x": x})[0]
+
+
+@pytest.mark.parametrize("shape", [(1, 5, 7), (3, 1, 2), (2, 64, 48)])
+@pytest.mark.parametrize("offset", [0.0, 10.0])
+def test_a_split_group_norm_is_torchs(shape: tuple[int, int, int], offset: float) -> None:
+    batch, height, width = shape
+    x = RANDOM.standard_normal((batch, CHANNELS, height, width)).astype(np.float32) + offset
+    x = x.astype(np.float32)
+    data, weight, bias = (torch.from_numpy(a).double() for a in (x, WEIGHT, BIAS))
+    exact = torch.nn.functional.group_norm(data, GROUPS, weight, bias, EPSILON).numpy()
+    model = normalisation()
+    graph_rewrites.rewrite(model, Precision.FP32)
+    assert "GroupNormalization" not in {node.op_type for node in model.graph}
+    clean.clean(model)
+    clean.check_clean(model, "norm")
+    found, before = run(model, x), run(normalisation(), x)
+    # The variance is a difference of squares, in the operator's definition too.
+    bound = 2e-6 + 2e-6 * offset**2
+    assert np.abs(found - exact).max() <= bound * np.abs(exact).max()
+    assert np.abs(before - exact).max() <= bound * np.abs(exact).max()
+
+
+def test_half_precision_keeps_the_operator() -> None:
+    model = normalisation()
+    graph_rewrites.rewrite(model, Precision.FP16)
+    assert [node.op_type for node in model.graph] == ["GroupNormalization"]
+
+
+def test_no_exported_graph_of_float32_has_one(exported: Workspace) -> None:
+    for name in COMPONENTS:
+        operators = [node.op_type for node in ir.load(exported.onnx / f"{name}.onnx").graph]
+        assert "GroupNormalization" not in operators
+        assert operators.count("ReduceMean") >= 2
