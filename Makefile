@@ -21,7 +21,7 @@ export DVC_NO_ANALYTICS ?= 1
 export PREFECT_SERVER_ANALYTICS_ENABLED ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run serve test test-slow test-gpu lint format smoke lock deps clean
+.PHONY: help setup run serve test test-slow test-gpu lint format smoke lock deps licences audit clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,12 @@ smoke: setup ## the smoke profile end to end, in a scratch copy under .work/smok
 
 lock: ## resolve pyproject.toml anew into requirements/lock.txt
 	@$(PYTHON) scripts/lock.py
+
+licences: setup ## the licence of every installed package; fails where one may not be used
+	@$(BIN)/python scripts/licences.py
+
+audit: licences ## the licences, and known vulnerabilities of the locked versions (asks PyPI)
+	@$(BIN)/python scripts/audit.py
 
 deps: setup ## correct the code dependencies in dvc.yaml from the imports
 	@$(BIN)/python scripts/stage_deps.py --write

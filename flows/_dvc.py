@@ -1,7 +1,7 @@
 """DVC as the flow sees it: the order of the stages, what is stale, one stage at a time.
 
-DVC is driven by its command line, in a process group of its own, so that whatever ends the flow
-ends the stage that is running.
+DVC is driven by its command line (:mod:`flows._dvc_server`), in process groups of its own, so that
+whatever ends the flow ends the stages that are running.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-from flows._process import run_streamed
+from flows._dvc_server import DvcServer
+from flows._stage import TEMPORARY
 from metricgold.errors import UserError
 
 Graph = dict[str, set[str]]
@@ -26,19 +28,36 @@ Graph = dict[str, set[str]]
 _EDGE = re.compile(r'^\s*"(?P<before>[^"]+)" -> "(?P<after>[^"]+)"')
 
 
+WAITING = ("--wait-for-lock",)
+"""Global options of every DVC command: another run is waited for."""
+
+
 class StageError(UserError):
     """A stage or a DVC command failed; the message holds the reason it gave."""
+
+
+class TemporaryError(StageError):
+    """The network or a server failed, so another attempt is worth while."""
+
+
+def refuse_inside_a_stage() -> None:
+    """DVC holds its lock while a stage runs, so a stage cannot call DVC.
+
+    Raises:
+        UserError: this process belongs to a stage.
+    """
+    if stage := os.environ.get("DVC_STAGE"):
+        raise UserError(f"stage '{stage}' tries to run DVC; stages are run by DVC, not the reverse")
 
 
 def dvc_command(*arguments: str) -> list[str]:
     """The DVC of this environment; waits for the lock instead of failing.
 
     Raises:
-        UserError: called inside a stage, where DVC holds its lock already.
+        UserError: called inside a stage.
     """
-    if stage := os.environ.get("DVC_STAGE"):
-        raise UserError(f"stage '{stage}' tries to run DVC; stages are run by DVC, not the reverse")
-    return [sys.executable, "-m", "dvc", "--wait-for-lock", *arguments]
+    refuse_inside_a_stage()
+    return [sys.executable, "-m", "dvc", *WAITING, *arguments]
 
 
 def dvc_output(root: Path, *arguments: str) -> str:
@@ -76,12 +95,6 @@ def parse_graph(names: Sequence[str], dot: str) -> Graph:
     return graph
 
 
-def read_graph(root: Path) -> Graph:
-    """The DAG of the pipeline in ``root``."""
-    names = dvc_output(root, "stage", "list", "--name-only").split()
-    return parse_graph(names, dvc_output(root, "dag", "--dot"))
-
-
 def stage_order(graph: Graph) -> list[str]:
     """Every stage after all it needs; ties in the order of dvc.yaml."""
     position = {name: i for i, name in enumerate(graph)}
@@ -105,36 +118,25 @@ def with_followers(graph: Graph, changed: Collection[str]) -> set[str]:
     return stale
 
 
+def needed_by(graph: Graph, stages: Collection[str]) -> set[str]:
+    """Everything that ``stages`` need, directly or not, without themselves."""
+    found: set[str] = set()
+    todo = list(stages)
+    while todo:
+        new = graph[todo.pop()] - found
+        found |= new
+        todo += new
+    return found - set(stages)
+
+
 def changed_stages(root: Path) -> set[str]:
     """Stages whose own dependencies, parameters, command or outputs changed."""
-    return set(json.loads(dvc_output(root, "status", "--json") or "{}"))
+    return parse_status(dvc_output(root, "status", "--json"))
 
 
-def reproduce(
-    root: Path,
-    stage: str,
-    write: Callable[[str], None],
-    *,
-    force: bool = False,
-    env: Mapping[str, str] | None = None,
-) -> None:
-    """``dvc repro --single-item stage``, its output line by line to ``write``.
-
-    Raises:
-        StageError: the stage failed; with the reason that it printed.
-    """
-    last: deque[str] = deque(maxlen=50)
-
-    def keep(line: str) -> None:
-        last.append(line)
-        write(line)
-
-    flags = ["--force"] if force else []
-    command = dvc_command("repro", "--single-item", *flags, stage)
-    inherited = {**os.environ, "METRICGOLD_PYTHON": sys.executable, **(env or {})}
-    status = run_streamed(command, keep, cwd=root, env=inherited)
-    if status != 0:
-        raise StageError(f"stage '{stage}' failed: {reason(list(last))}")
+def parse_status(printed: str) -> set[str]:
+    """The stages that ``dvc status --json`` names."""
+    return set(json.loads(printed or "{}"))
 
 
 def apply_overrides(path: Path, overrides: Sequence[str]) -> None:
@@ -170,6 +172,79 @@ def metric_rows(shown: Mapping[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def read_metrics(root: Path) -> list[dict[str, Any]]:
-    """Every metric of the workspace."""
-    return metric_rows(json.loads(dvc_output(root, "metrics", "show", "--json")))
+class Pipeline:
+    """The pipeline in a folder, through a DVC that is imported once; ends what it started.
+
+    Raises:
+        UserError: made inside a stage, where DVC holds its lock already.
+    """
+
+    def __init__(self, root: Path) -> None:
+        refuse_inside_a_stage()
+        self.root = root
+        self._server = DvcServer(root)
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._server.__exit__(*error)
+
+    def graph(self) -> Graph:
+        """Every stage with its needs."""
+        names = self._output("stage", "list", "--name-only").split()
+        return parse_graph(names, self._output("dag", "--dot"))
+
+    def changed(self) -> set[str]:
+        """See :func:`changed_stages`."""
+        return parse_status(self._output("status", "--json"))
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Every metric of the workspace, in rows."""
+        return metric_rows(json.loads(self._output("metrics", "show", "--json")))
+
+    def _output(self, *arguments: str) -> str:
+        """Standard output of a DVC command; see :func:`dvc_output`."""
+        lines: list[str] = []
+        with tempfile.TemporaryFile() as errors:
+            command = [*WAITING, *arguments]
+            status = self._server.run(command, lines.append, errors=errors.fileno())
+            errors.seek(0)
+            told = errors.read().decode("utf-8", errors="replace")
+        if status != 0:
+            raise StageError(f"dvc {arguments[0]}: {reason(told.splitlines())}")
+        return "\n".join(lines)
+
+    def reproduce(
+        self,
+        stage: str,
+        write: Callable[[str], None],
+        *,
+        force: bool = False,
+        env: Mapping[str, str] | None = None,
+        timeout_s: float | None = None,
+    ) -> None:
+        """``dvc repro --single-item stage``, its output line by line to ``write``.
+
+        Raises:
+            TemporaryError: it failed for a reason that may be gone when it is tried again.
+            StageError: it failed, or took too long; with the reason that it printed.
+        """
+        last: deque[str] = deque(maxlen=50)
+
+        def keep(line: str) -> None:
+            last.append(line)
+            write(line)
+
+        command = [*WAITING, "repro", "--single-item", *(["--force"] if force else []), stage]
+        try:
+            inherited = {"METRICGOLD_PYTHON": sys.executable, **(env or {})}
+            status = self._server.run(command, keep, inherited, timeout_s)
+        except TimeoutError:
+            raise StageError(f"stage '{stage}' was ended after {timeout_s:g} s") from None
+        if status != 0:
+            ended = f"exited with {TEMPORARY}"
+            temporary = any(line.startswith("ERROR: ") and line.endswith(ended) for line in last)
+            raise (TemporaryError if temporary else StageError)(
+                f"stage '{stage}' failed: {reason(list(last))}"
+            )

@@ -12,9 +12,10 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import Protocol
 
 import psutil
 
@@ -27,6 +28,19 @@ GRACE_S = 10.0
 _SHELLS = {"sh", "dash", "ash", "bash", "zsh", "ksh", "mksh", "fish", "busybox"}
 _LAUNCHERS = {"accelerate.commands.launch", "torch.distributed.run"}
 _LINE_END = re.compile(rb"[\r\n]+")
+
+
+class Started(Protocol):
+    """A process that runs: what is used of :class:`subprocess.Popen`."""
+
+    @property
+    def pid(self) -> int:
+        """Its id."""
+        ...
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Its exit status; ``subprocess.TimeoutExpired`` if it still runs then."""
+        ...
 
 
 def die_with_starter() -> None:
@@ -83,8 +97,11 @@ def exit_on_sigterm() -> None:
 
 
 @contextlib.contextmanager
-def only_one(name: str, folder: Path) -> Iterator[None]:
+def only_one(name: str, folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Hold ``folder/name.lock`` while the block runs; the kernel frees it with the process.
+
+    Args:
+        wait: until whoever holds it lets go.
 
     Raises:
         UserError: another process holds it (its process id is named).
@@ -92,7 +109,7 @@ def only_one(name: str, folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{name}.lock").open("a+", encoding="utf-8") as handle:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             handle.seek(0)
             owner = handle.read().strip() or "unknown"
@@ -111,7 +128,7 @@ def supervised(command: Sequence[str]) -> list[str]:
     return [sys.executable, "-m", "flows._process", *command]
 
 
-def end_group(process: subprocess.Popen[bytes], grace_s: float = GRACE_S + 2) -> None:
+def end_group(process: Started, grace_s: float = GRACE_S + 2) -> None:
     """End the whole process group of ``process``: SIGTERM, and SIGKILL after ``grace_s``."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)
@@ -131,12 +148,9 @@ def run_streamed(
     *,
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
+    timeout_s: float | None = None,
 ) -> int:
-    """Run ``command`` in its own process group, pass each line of its output to ``write``.
-
-    However the call ends (also by an exception raised from a signal handler), nothing of the
-    group is left. Returns the exit status.
-    """
+    """Run ``command`` in its own process group; see :func:`follow`."""
     process = subprocess.Popen(
         supervised(command),
         cwd=cwd,
@@ -147,19 +161,39 @@ def run_streamed(
         start_new_session=True,
     )
     assert process.stdout is not None
+    with process.stdout:
+        return follow(process, process.stdout.fileno(), write, timeout_s)
+
+
+def follow(
+    process: Started, output: int, write: Callable[[str], None], timeout_s: float | None = None
+) -> int:
+    """Pass each line of a process's output (a descriptor) to ``write``; returns its exit status.
+
+    However the call ends (also by an exception raised from a signal handler), nothing of the
+    process's group is left.
+
+    Raises:
+        TimeoutError: it was still running after ``timeout_s``.
+    """
     try:
-        for line in _lines(process.stdout):
+        for line in _lines(output, timeout_s):
             write(line)
         return process.wait()
     finally:
         end_group(process)
-        process.stdout.close()
 
 
-def _lines(stream: IO[bytes]) -> Iterator[str]:
+def _lines(descriptor: int, timeout_s: float | None) -> Iterator[str]:
     """Non-empty lines; a carriage return (a progress bar's redraw) ends a line as well."""
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
     rest = b""
-    while chunk := os.read(stream.fileno(), 65536):
+    while True:
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        if not select.select([descriptor], [], [], left)[0]:
+            raise TimeoutError
+        if not (chunk := os.read(descriptor, 65536)):
+            break
         *complete, rest = _LINE_END.split(rest + chunk)
         yield from (text for raw in complete if (text := _text(raw)))
     if text := _text(rest):
@@ -170,17 +204,17 @@ def _text(raw: bytes) -> str:
     return raw.decode("utf-8", errors="replace").rstrip()
 
 
-def supervise(command: Sequence[str]) -> int:
-    """Run ``command``; end this whole process group when told to, or when the parent ends.
+def supervise(start: Callable[[], Started]) -> int:
+    """Wait for what ``start`` starts; end this whole group when told to, or when the parent ends.
 
-    The caller has made this process the leader of a group of its own, so that nothing the
-    command starts outlives it, whether or not it cares for signals itself.
+    The caller has made this process the leader of a group of its own, so that nothing that is
+    started outlives it, whether or not it cares for signals itself.
     """
     signal.signal(signal.SIGTERM, _raise_ended)
-    process: subprocess.Popen[bytes] | None = None
+    process: Started | None = None
     try:
         die_with_parent()
-        process = subprocess.Popen(command)
+        process = start()
         return process.wait()
     except _Ended:
         os.killpg(0, signal.SIGTERM)
@@ -203,4 +237,4 @@ def _raise_ended(number: int, frame: object) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(supervise(sys.argv[1:]))
+    sys.exit(supervise(lambda: subprocess.Popen(sys.argv[1:])))

@@ -1,14 +1,15 @@
 """What every stage's command line shares: arguments, configuration, and Prefect if it is there.
 
 ``python -m flows.<stage>`` calls the stage's function plainly and at once. When a Prefect
-server is there (``PREFECT_API_URL``), the same function runs as a flow on it, shown as a child
-of the task run named by ``METRICGOLD_PARENT_TASK_RUN_ID``. Prefect is imported only then.
+server is there (``PREFECT_API_URL``), the same function runs as a flow on it. Prefect is imported
+only then, and not where the flow that started the stage shows it already.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
@@ -22,6 +23,11 @@ from metricgold.errors import UserError, run_cli
 from metricgold.workspace import Workspace
 
 PARENT_TASK_RUN = "METRICGOLD_PARENT_TASK_RUN_ID"
+"""The task run that shows this stage, which then need not be a flow run by itself."""
+
+TEMPORARY = 75
+"""Exit status of a stage that may succeed when tried again (``EX_TEMPFAIL`` of sysexits.h)."""
+
 SERVED_BY = "METRICGOLD_SERVED_BY"
 """Process id of ``flows.serve``, with which the flow runs that it started end."""
 
@@ -67,11 +73,38 @@ def execute(address: str, run: StageFunction) -> int:
         body()
         return 0
     with only_one(address, workspace.scratch("locks")):
-        if server_answers(os.environ.get("PREFECT_API_URL")):
-            run_as_flow(address, body)
-        else:
-            body()
+        try:
+            if PARENT_TASK_RUN in os.environ:
+                body()
+            elif server_answers(os.environ.get("PREFECT_API_URL")):
+                run_as_flow(address, body)
+            else:
+                body()
+        except Exception as error:
+            if not is_temporary(error):
+                raise
+            print(f"error: {error}", file=sys.stderr)
+            return TEMPORARY
     return 0
+
+
+_TEMPORARY_ERRORS = {"ConnectionError", "TimeoutError", "TransportError", "_TransientError"}
+"""Of Python, of httpx, and of metricgold.data.transfer; known by name, as most stages need none."""
+
+
+def is_temporary(error: BaseException) -> bool:
+    """Whether the network or a server is behind an error, at any depth."""
+    seen: set[int] = set()
+    chain: list[BaseException | None] = [error]
+    while chain:
+        link = chain.pop()
+        if link is None or id(link) in seen:
+            continue
+        if _TEMPORARY_ERRORS & {kind.__name__ for kind in type(link).__mro__}:
+            return True
+        seen.add(id(link))
+        chain += [link.__cause__, link.__context__]
+    return False
 
 
 def refuse_hidden_profile() -> None:
@@ -102,20 +135,15 @@ def server_answers(api_url: str | None, timeout_s: float = 3.0) -> bool:
 
 
 def run_as_flow(address: str, body: Callable[[], None]) -> None:
-    """Run ``body`` as a flow named after the stage, a child of the calling flow's task run."""
+    """Run ``body`` as a flow named after the stage."""
     os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "metricgold,export")
-    from uuid import UUID
-
     from prefect import flow
     from prefect.client.orchestration import get_client
     from prefect.flow_engine import run_flow
 
     stage: Any = flow(name=address.replace("_", "-"), log_prints=True, persist_result=False)(body)
-    parent = os.environ.get(PARENT_TASK_RUN)
     with get_client(sync_client=True) as client:
-        flow_run = client.create_flow_run(
-            stage, name=address, parent_task_run_id=UUID(parent) if parent else None
-        )
+        flow_run = client.create_flow_run(stage, name=address)
     run_flow(stage, flow_run=flow_run, parameters={})
 
 

@@ -1,33 +1,79 @@
-"""``python -m flows.serve``: a Prefect server if none is there, and the deployment on it.
+"""``python -m flows.serve``: a Prefect server if none is there, all deployments, the schedule.
 
-Serves ``train-metricgold/train-metricgold`` from the current folder until it is ended; runs one
-flow at a time, later ones wait. What it started, it ends.
+Serves them from the current folder until it is ended. Of the flows that run stages one runs at a
+time and later ones wait; those that only look whether to train have a place of their own. What it
+started, it ends.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 from urllib.parse import urlsplit
 
 from flows._environment import SERVER_START_SECONDS, prepare_environment
 from flows._process import end_group, exit_on_sigterm, supervised
 from flows._stage import SERVED_BY, project_root, server_answers
+from metricgold.config import OrchestrationConfig, ScheduleConfig, load_orchestration
 from metricgold.errors import UserError, run_cli
 
 DEFAULT_API_URL = "http://127.0.0.1:4200/api"
 LOOPBACK = {"127.0.0.1", "localhost"}
+SERVER_TOKEN, CLIENT_TOKEN = "PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_AUTH_STRING"
+POLL_SECONDS = 2.0
+"""From asking for a run to its start, at most."""
 
 
-def server_command(api_url: str) -> list[str]:
-    """How to start a server at ``api_url``.
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m flows.serve", description=__doc__)
+    parser.add_argument("--host", default="127.0.0.1", help="address that the server listens on")
+    parser.add_argument("--cron", help="when to train anew, in place of params.yaml; '' never")
+    parser.add_argument("--timezone", help="of --cron, as Europe/Zurich")
+    return parser.parse_args(arguments)
+
+
+def with_options(settings: OrchestrationConfig, options: argparse.Namespace) -> OrchestrationConfig:
+    """The section of params.yaml with what the command line says of the schedule.
+
+    Raises:
+        UserError: a time zone without a schedule.
+    """
+    if options.cron == "":
+        return settings.model_copy(update={"schedule": None})
+    known = settings.schedule
+    cron = options.cron or (known.cron if known else None)
+    zone = options.timezone or (known.timezone if known else "UTC")
+    if cron is None:
+        if options.timezone:
+            raise UserError("--timezone without --cron, and params.yaml has no schedule either")
+        return settings
+    return settings.model_copy(update={"schedule": ScheduleConfig(cron=cron, timezone=zone)})
+
+
+def refuse_open_server(host: str) -> None:
+    """Let others reach the server only if it asks them for a token.
+
+    Raises:
+        UserError: it does not.
+    """
+    if host not in LOOPBACK and not os.environ.get(SERVER_TOKEN):
+        raise UserError(
+            f"--host {host}: others could reach the server and run flows on this machine; set "
+            f"{SERVER_TOKEN}=USER:PASSWORD first, which it then asks for, or leave --host out"
+        )
+
+
+def server_command(api_url: str, host: str = "127.0.0.1") -> list[str]:
+    """How to start a server that is reached at ``api_url`` from here and listens on ``host``.
 
     Raises:
         UserError: the address is another machine's, where nothing can be started from here.
@@ -38,18 +84,18 @@ def server_command(api_url: str) -> list[str]:
             f"PREFECT_API_URL={api_url}: no Prefect server answers there, and one is started only "
             f"on this machine; start it there, or unset the variable to use {DEFAULT_API_URL}"
         )
-    address = ["--host", "127.0.0.1", "--port", str(parts.port)]
+    address = ["--host", host, "--port", str(parts.port)]
     return [sys.executable, "-m", "prefect", "server", "start", *address]
 
 
 @contextmanager
-def running_server(api_url: str) -> Iterator[None]:
+def running_server(api_url: str, host: str) -> Iterator[None]:
     """A server at ``api_url`` while the block runs: the one that is there, or a new one."""
     if server_answers(api_url):
         print(f"using the Prefect server at {api_url}", flush=True)
         yield
         return
-    command = server_command(api_url)
+    command = server_command(api_url, host)
     print(f"starting a Prefect server at {api_url}", flush=True)
     environment = {k: v for k, v in os.environ.items() if k != "PREFECT_API_URL"}
     process = subprocess.Popen(
@@ -83,21 +129,24 @@ def main() -> None:
     """Serve until SIGTERM or Ctrl-C."""
     prepare_environment()
     exit_on_sigterm()
-    project_root()
+    options = parse()
+    refuse_open_server(options.host)
+    settings = with_options(load_orchestration(project_root() / "params.yaml"), options)
     api_url = os.environ.get("PREFECT_API_URL") or DEFAULT_API_URL
-    with running_server(api_url):
+    if token := os.environ.get(SERVER_TOKEN):
+        os.environ.setdefault(CLIENT_TOKEN, token)
+    with running_server(api_url, options.host):
         os.environ["PREFECT_API_URL"] = api_url  # read when Prefect is imported, hence here
         os.environ[SERVED_BY] = str(os.getpid())
-        serve_deployment()
+        serve_deployments(settings, api_url.removesuffix("/api"))
 
 
-def serve_deployment() -> None:
-    """Register the deployment and run what is asked of it, until SIGTERM or Ctrl-C."""
-    from prefect.deployments.runner import RunnerDeployment
+def serve_deployments(settings: OrchestrationConfig, page: str) -> None:
+    """Register the deployments and run what is asked of them, until SIGTERM or Ctrl-C."""
     from prefect.runner import Runner
-    from prefect.types.entrypoint import EntrypointType
 
-    from flows.train_metricgold import NAME, train_metricgold
+    from flows.deployments import pipeline_deployments, watch_deployments
+    from flows.train_metricgold import NAME
 
     class QuietRunner(Runner):
         """Ends on SIGTERM by cancelling its task, so that it cleans up and shows no traceback."""
@@ -105,17 +154,26 @@ def serve_deployment() -> None:
         def handle_sigterm(self, *args: Any, **kwargs: Any) -> None:
             loop.call_soon_threadsafe(serving.cancel)
 
-    runner = QuietRunner(limit=1, pause_on_shutdown=False)
-    deployment = train_metricgold.to_deployment(
-        NAME,
-        description="Every stale stage of the DVC pipeline, in order.",
-        entrypoint_type=EntrypointType.MODULE_PATH,
-    )
-    runner.add_deployment(cast(RunnerDeployment, deployment))  # a coroutine only in async code
+    runners = []
+    for offered in (pipeline_deployments(settings), watch_deployments(settings)):
+        runners.append(QuietRunner(limit=1, pause_on_shutdown=False, query_seconds=POLL_SECONDS))
+        for deployment in offered:
+            runners[-1].add_deployment(deployment)
+            print(f"  {deployment.name}: {deployment.description}", flush=True)
+    if settings.schedule is not None:
+        print(f"trains at {settings.schedule.cron} ({settings.schedule.timezone})", flush=True)
+    print(f"page: {page}", flush=True)
     print(f"serving {NAME}; start a run with: prefect deployment run {NAME}", flush=True)
+
+    async def serve() -> None:
+        """Both at once; the end of one ends the other."""
+        async with asyncio.TaskGroup() as group:
+            for runner in runners:
+                group.create_task(runner.start())
+
     with asyncio.Runner() as asyncio_runner:
         loop = asyncio_runner.get_loop()
-        serving = loop.create_task(runner.start())
+        serving = loop.create_task(serve())
         with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
             asyncio_runner.run(asyncio.wait_for(serving, None))
     print("ended", flush=True)

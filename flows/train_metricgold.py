@@ -1,85 +1,86 @@
 """Flow ``train-metricgold``: the whole DVC pipeline, one task run a stage.
 
 DVC decides what is stale; this flow shows the order, the logs and the figures, and ends the
-running stage when it is cancelled. Without a server: ``python -m flows.train_metricgold``.
+running stages when it is cancelled. Without a server: ``python -m flows.train_metricgold``.
 """
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
-from prefect import flow, get_run_logger, task
-from prefect.artifacts import create_table_artifact
-from prefect.cache_policies import NO_CACHE
-from prefect.context import TaskRunContext
+from prefect import flow, get_run_logger
+from prefect.client.schemas.objects import State
 
-from flows import _dvc
+from flows import _artifacts, _dvc
+from flows._parameters import Datasets, Overrides, Profile, changes
 from flows._process import die_with
-from flows._stage import PARENT_TASK_RUN, SERVED_BY, project_root, server_answers
+from flows._run import OPTIONS, bring_up_to_date, skipped
+from flows._stage import SERVED_BY, project_root, server_answers
+from flows._stages import UP_TO_DATE
+from flows.experiments import NO_GIT, experiment_name, save_experiment
+from flows.promotion import promote_if_better
+from metricgold.config import load_config
 from metricgold.errors import UserError, run_cli
 
 NAME = "train-metricgold"
-METRICS_KEY = "metricgold-metrics"
-DOWNLOAD_RETRIES = 2
 
 
-@task(name="stage", task_run_name="{stage}", persist_result=False, cache_policy=NO_CACHE)
-def reproduce_stage(stage: str, stale: bool, force: bool) -> str:
-    """Bring one stage up to date; returns 'up to date' or 'reproduced'."""
-    logger = get_run_logger()
-    if not stale:
-        logger.info("%s: up to date", stage)
-        return "up to date"
-    context = TaskRunContext.get()
-    parent = {PARENT_TASK_RUN: str(context.task_run.id)} if context else {}
-    _dvc.reproduce(Path.cwd(), stage, logger.info, force=force, env=parent)
-    return "reproduced"
-
-
-def change_params(root: Path, profile: str | None, overrides: list[str] | None) -> None:
-    """Write ``profile`` and ``overrides`` into params.yaml, as ``dvc exp run -S`` would."""
-    wanted = [*([f"profile={profile}"] if profile else []), *(overrides or [])]
-    if wanted:
-        _dvc.apply_overrides(root / "params.yaml", wanted)
-        get_run_logger().info("params.yaml: set %s", ", ".join(wanted))
-
-
-def publish_metrics(root: Path) -> None:
-    """The figures of the run as a table artifact of the flow run."""
-    rows = _dvc.read_metrics(root)
-    description = f"Metrics after {NAME}" if rows else "No stage of this pipeline writes metrics."
-    create_table_artifact(key=METRICS_KEY, table=rows, description=description)
-
-
-@flow(name=NAME, persist_result=False)
+@flow(name=NAME, **OPTIONS)
 def train_metricgold(
-    profile: str | None = None, force: bool = False, overrides: list[str] | None = None
-) -> dict[str, str]:
+    profile: Profile | None = None,
+    datasets: Datasets | None = None,
+    overrides: Overrides | None = None,
+    refresh: Datasets | None = None,
+    force: bool = False,
+    resume: bool = True,
+    promote: bool = False,
+) -> dict[str, str] | State[Any]:
     """Run every stage that is stale, in the order of the DAG, in the current folder.
 
     Args:
-        profile: a profile of params.yaml; None keeps the one that is set there.
+        profile: a profile of params.yaml; none keeps the one that is set there.
+        datasets: train on these alone (the others get weight 0); none: as params.yaml says.
+        overrides: KEY=VALUE in the syntax of 'dvc exp run -S'; they stay in params.yaml.
+        refresh: datasets whose source is asked anew what files there are.
         force: run every stage, stale or not.
-        overrides: ``key=value`` in the syntax of ``dvc exp run -S``; they stay in params.yaml.
+        resume: go on from the checkpoints that an interrupted run left; else they are removed.
+        promote: make the new model the champion if it is better by the margins of params.yaml.
 
     Returns:
-        stage to 'up to date' or 'reproduced'.
+        stage to 'up to date' or 'reproduced'; the state Skipped where nothing was stale.
     """
     die_with(SERVED_BY)
     root = project_root()
-    change_params(root, profile, overrides)
-    graph = _dvc.read_graph(root)
-    order = _dvc.stage_order(graph)
-    stale = set(order) if force else _dvc.with_followers(graph, _dvc.changed_stages(root))
-    get_run_logger().info("%d of %d stages may have to run", len(stale), len(order))
-    done: dict[str, str] = {}
-    for stage in order:
-        retries = DOWNLOAD_RETRIES if stage.startswith("download@") else 0
-        run = reproduce_stage.with_options(retries=retries, retry_delay_seconds=10)
-        done[stage] = run(stage, stale=stage in stale, force=force)
-    publish_metrics(root)
+    change_params(root, changes(root / "params.yaml", profile, datasets, overrides or []))
+    sources = {f"source@{name}" for name in refresh or []}
+    done = bring_up_to_date(
+        root, NAME, lambda stage: True, forced=sources, force=force, resume=resume
+    )
+    if set(done.values()) <= {UP_TO_DATE}:
+        return skipped(done)
+    _artifacts.publish_pictures(root)
+    finish(root, promote)
     return done
+
+
+def finish(root: Path, promote: bool) -> None:
+    """What follows a run that changed something: keep it as an experiment, promote its model."""
+    name = experiment_name(root)
+    commit = save_experiment(root, name)
+    get_run_logger().info(NO_GIT if commit is None else f"kept as the DVC experiment {name}")
+    if promote:
+        config = load_config(root / "params.yaml")
+        decision = promote_if_better(root, config, experiment=commit)
+        _artifacts.publish_decision(decision.markdown())
+
+
+def change_params(root: Path, wanted: list[str]) -> None:
+    """Write overrides into params.yaml, as ``dvc exp run -S`` would."""
+    if wanted:
+        _dvc.apply_overrides(root / "params.yaml", wanted)
+        get_run_logger().info("params.yaml: set %s", ", ".join(wanted))
 
 
 def main() -> None:

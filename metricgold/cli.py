@@ -10,6 +10,7 @@ from metricgold.commands.evaluate import evaluate
 from metricgold.commands.infer import infer
 from metricgold.commands.info import info
 from metricgold.commands.plan import plan
+from metricgold.commands.serve import serve
 from metricgold.commands.train import train
 from metricgold.errors import run_cli
 
@@ -21,6 +22,7 @@ app = typer.Typer(
 )
 app.command()(infer)
 app.command()(demo)
+app.command()(serve)
 app.command()(evaluate)
 app.command()(train)
 app.command()(info)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TARGET = ROOT / "requirements" / "lock.txt"
-INSTALLED_EXTRAS = "pipeline,cpu,rtx,sd2,dev"
+INSTALLED_EXTRAS = "pipeline,cpu,rtx,sd2,audit,dev"
 RTX_MARKER = " ; platform_system == 'Linux' and platform_machine == 'x86_64'"
 HEADER = """\
 # Every version, used as constraints: pip install -c requirements/lock.txt -e ".[pipeline,cpu,dev]"
@@ -54,7 +54,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         lines = [pinned(line) for line in resolve(Path(folder))]
     extras = project["optional-dependencies"]
-    gpu = [line.replace(";", " ;", 1) for line in (*extras["gpu"], *extras["8bit"])]
+    named = [line for line in (*extras["gpu"], *extras["8bit"]) if "metricgold[" not in line]
+    gpu = [line.replace(";", " ;", 1) for line in named]
     body = "\n".join(sorted(lines + gpu, key=str.lower)) + "\n"
     TARGET.parent.mkdir(exist_ok=True)
     temporary = TARGET.with_suffix(".part")

@@ -10,7 +10,6 @@ import typer
 
 from metricgold.data.evaluation_sets.command import prepare_command
 from metricgold.errors import UserError
-from metricgold.progress import progress_bar
 
 data = typer.Typer(
     help="Look at preprocessed shards, and at data of your own before it becomes some.",
@@ -50,6 +49,7 @@ def inspect(path: ShardPath = Path("artifacts/shards")) -> None:
 def verify(path: ShardPath = Path("artifacts/shards")) -> None:
     """Read every frame and compare it with its checksum; exit code 1 if one is damaged."""
     from metricgold.data.inspection import find_shards, verify
+    from metricgold.progress import progress_bar
 
     shards = find_shards(path)
     frames = damaged = 0
@@ -102,6 +102,7 @@ def export_webdataset(
     """
     from metricgold.data.inspection import find_shards
     from metricgold.data.webdataset_export import export_folder
+    from metricgold.progress import progress_bar
 
     if out.exists() and not force:
         raise UserError(f"{out}: exists already; name another folder or add --force")

@@ -11,13 +11,12 @@ import typer
 
 from metricgold.commands.infer import open_pipeline, predictor
 from metricgold.commands.options import CHECKPOINT, CheckpointOption, DeviceOption, DtypeOption
-from metricgold.demo.results import Backend
-from metricgold.demo.serving import parse_login, serve, warning
-from metricgold.demo.uploads import MAX_MEGAPIXELS
 from metricgold.errors import UserError
-from metricgold.picture_files import Predict
+from metricgold.upload_limits import MAX_MEGAPIXELS
 
 if TYPE_CHECKING:
+    from metricgold.demo.results import Backend
+    from metricgold.picture_files import Predict
     from metricgold.pipeline import MetricGoldPipeline
 
 BACKENDS = "metricgold.backends"
@@ -49,6 +48,8 @@ def demo(
     Only this machine reaches it unless --host says otherwise; it is never shared by a tunnel.
     It reads and writes nothing but a temporary folder of its own, and loads nothing from elsewhere.
     """
+    from metricgold.demo.serving import parse_login, serve, warning
+
     login = parse_login(auth)
     pipeline = open_pipeline(checkpoint, device, dtype)
     backends = [torch_backend(pipeline)]
@@ -68,6 +69,7 @@ def demo(
 
 def torch_backend(pipeline: MetricGoldPipeline) -> Backend:
     """The pipeline itself."""
+    from metricgold.demo.results import Backend
 
     def of(steps: int | None, ensemble: int) -> Predict:
         """A prediction with these options; the same noise every time."""

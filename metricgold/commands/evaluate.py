@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 MODEL_HELP = (
     "[LABEL=]KIND:TARGET[?OPTION=VALUE&...], once for each model; the others are compared with "
     "the first. Kinds: metricgold:FOLDER or repository (options steps, ensemble, resolution, "
-    "camera=unknown, seed); folder:PATH of predictions made elsewhere; marigold:REPOSITORY; "
-    "transformers:REPOSITORY (Depth Anything V2, ZoeDepth, Depth Pro); function:MODULE:NAME; "
+    "camera=unknown, seed, tile, light=1); folder:PATH of predictions made elsewhere; "
+    "marigold:REPOSITORY; transformers:REPOSITORY (Depth Anything V2, ZoeDepth, Depth Pro); "
+    "function:MODULE:NAME; "
     "constant:METRES. Where numbers are not metres: invariance=depth or disparity."
 )
 
@@ -72,7 +73,7 @@ def evaluate(
     """
     from metricgold import files
     from metricgold.evaluation import comparison, comparison_page
-    from metricgold.evaluation.benchmark import evenly_spaced
+    from metricgold.evaluation.baselines import evenly_spaced
     from metricgold.memory import keep_freed_memory
     from metricgold.training.accelerator import default_device
 

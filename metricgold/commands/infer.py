@@ -16,24 +16,23 @@ from metricgold.commands.options import (
     ForceOption,
 )
 from metricgold.errors import UserError
-from metricgold.outputs import DEFAULT_FORMATS, FORMATS, Prediction, parse_formats
-from metricgold.picture_files import CameraOptions, Loaded, Predict, find_pictures, run
-from metricgold.video import is_video
-from metricgold.video_files import run_video
+from metricgold.output_formats import ABOUT, DEFAULT_FORMATS
 from metricgold.workspace import checkpoint_of
 
 if TYPE_CHECKING:
+    from metricgold.outputs import Prediction
+    from metricgold.picture_files import Loaded, Predict
     from metricgold.pipeline import MetricGoldPipeline
 
-FORMAT_HELP = "Names with commas, or all. " + "; ".join(
-    f"{n}: {f.about}" for n, f in FORMATS.items()
-)
+FORMAT_HELP = "Names with commas, or all. " + "; ".join(f"{n}: {a}" for n, a in ABOUT.items())
 
 
 def infer(
     inputs: Annotated[
         list[str],
-        typer.Argument(help="Pictures, folders of them, patterns such as '*.jpg', videos."),
+        typer.Argument(
+            help="Pictures, folders of them, patterns such as '*.jpg', videos, webcam:0."
+        ),
     ],
     checkpoint: CheckpointOption = str(CHECKPOINT),
     out: Annotated[Path, typer.Option(help="Folder for results.")] = Path("outputs"),
@@ -59,7 +58,13 @@ def infer(
         typer.Option(min=1, help="Predict larger pictures in tiles of this long side in pixels."),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Predictions made at once.")] = 1,
+    frames: Annotated[
+        int | None, typer.Option(min=1, help="Of a webcam; default: until Ctrl-C.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the noise; one step needs none.")] = 0,
+    light: Annotated[
+        bool, typer.Option("--light", help="By the light autoencoder: faster, if there is one.")
+    ] = False,
     device: DeviceOption = None,
     dtype: DtypeOption = "float32",
     force: ForceOption = False,
@@ -69,12 +74,16 @@ def infer(
     For every picture NAME writes NAME_depth.npy and what else --format says, and prints range,
     field of view and time. Nothing that exists is replaced unless --force is given. A picture
     that cannot be read is told and does not stop the others; the exit code is then 1. Of a video
-    (needs ffmpeg) every frame is predicted, and NAME_depth.mp4 shows them all.
+    or a webcam (needs ffmpeg) every frame is predicted, and NAME_depth.mp4 shows them all.
     """
-    chosen, camera = parse_formats(formats), CameraOptions(fov_deg, focal_px)
-    videos = [Path(name) for name in inputs if is_video(Path(name))]
-    sources = find_pictures([name for name in inputs if not is_video(Path(name))])
-    pipeline = open_pipeline(checkpoint, device, dtype)
+    from metricgold.inputs import find_inputs, run_inputs
+    from metricgold.outputs import parse_formats
+    from metricgold.picture_files import CameraOptions
+    from metricgold.video_files import Results
+
+    results, camera = Results(out, parse_formats(formats), force), CameraOptions(fov_deg, focal_px)
+    sources = find_inputs(inputs)
+    pipeline = open_pipeline(checkpoint, device, dtype, light=light or None)
 
     options = {
         "num_inference_steps": steps,
@@ -83,16 +92,13 @@ def infer(
         "batch_size": batch_size,
     }
     predict = predictor(pipeline, options, seed, tile)
-    for path in videos:
-        run_video(path, predict, camera=camera, out=out, formats=chosen, force=force)
-    refused = run(
+    refused = run_inputs(
         sources,
         predict,
         camera=camera,
-        out=out,
-        formats=chosen,
-        force=force,
+        results=results,
         batch_size=batch_size,
+        most_frames=frames,
     )
     if refused:
         raise typer.Exit(1)
@@ -102,6 +108,8 @@ def predictor(
     pipeline: MetricGoldPipeline, options: dict[str, Any], seed: int, tile: int | None
 ) -> Predict:
     """What is done with a few pictures at once; ``options`` are the pipeline's."""
+    from metricgold.outputs import Prediction
+
     with_error = tile is None and (options["ensemble_size"] > 1 or pipeline.confidence is not None)
 
     def predict(pictures: Sequence[Loaded]) -> list[tuple[Prediction, str]]:
@@ -157,12 +165,14 @@ def _seams(depth: Any, tile: int | None) -> str:
     return f" in {len(grid.parts)} tiles, at whose borders depth bends {bends:.2f} times as much"
 
 
-def open_pipeline(checkpoint: str, device: str | None, dtype: str) -> MetricGoldPipeline:
-    """A quiet pipeline on a device.
+def open_pipeline(
+    checkpoint: str, device: str | None, dtype: str, light: bool | None = None
+) -> MetricGoldPipeline:
+    """A quiet pipeline on a device; ``light`` as in ``MetricGoldModel.from_pretrained``.
 
     Raises:
         UserError: the device or the number format is not known here.
-        CheckpointError: the checkpoint cannot be read.
+        CheckpointError: the checkpoint cannot be read, or has no light autoencoder.
     """
     import torch
 
@@ -172,7 +182,7 @@ def open_pipeline(checkpoint: str, device: str | None, dtype: str) -> MetricGold
     known = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
     if dtype not in known:
         raise UserError(f"--dtype {dtype}: not known; take {', '.join(known)}")
-    pipeline = MetricGoldPipeline.from_pretrained(checkpoint_of(checkpoint))
+    pipeline = MetricGoldPipeline.from_pretrained(checkpoint_of(checkpoint), light=light)
     pipeline.set_progress_bar_config(disable=True)
     try:
         return pipeline.to(device or default_device(), known[dtype])

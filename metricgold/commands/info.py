@@ -70,6 +70,7 @@ def _describe(checkpoint: Path | str) -> dict[str, Any]:
         "sides are multiples of (px)": model.size_multiple,
         "latent channels": model.image_vae.config.latent_channels,
         "knows the field of view": bool(model.config.fov_conditioning),
+        "has a light autoencoder": model.light_vae is not None,
         **parts,
     }
 

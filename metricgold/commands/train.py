@@ -11,7 +11,14 @@ import typer
 
 from metricgold.errors import UserError
 
-STAGES = ("base_model", "train_vae", "cache_latents", "train_unet", "train_one_step")
+STAGES = (
+    "base_model",
+    "train_vae",
+    "cache_latents",
+    "train_unet",
+    "train_one_step",
+    "train_light",
+)
 
 
 def train(
@@ -29,7 +36,7 @@ def train(
         bool, typer.Option("--plan", help="Say what it will take, and leave.")
     ] = False,
 ) -> None:
-    """Train a profile: data, depth VAE, U-Net, one-step model; what is up to date is left alone.
+    """Train a profile: depth VAE, U-Net, one step, light autoencoder; what is done is left alone.
 
     Run in a clone of the project. Without --profile and --set this is 'dvc repro' up to a stage;
     with them an experiment ('dvc exp show' compares those), whose values are written into

@@ -44,6 +44,13 @@ def weighted_median(values: NDArray[np.float64], weights: NDArray[np.float64]) -
     return float(values[order][np.searchsorted(reached, 0.5 * reached[-1])])
 
 
+def evenly_spaced(total: int, limit: int | None) -> list[int]:
+    """All indices below ``total``, or ``limit`` of them at even distances."""
+    if limit is None or limit >= total:
+        return list(range(total))
+    return [i * total // limit for i in range(limit)]
+
+
 def evaluation_mask(frame: Frame, depth_range_m: tuple[float, float]) -> NDArray[np.bool_]:
     """Valid pixels [H, W] whose depth is in the range: where metrics are computed."""
     near_m, far_m = depth_range_m

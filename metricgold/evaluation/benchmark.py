@@ -17,7 +17,7 @@ from metricgold.data.dataset import Split
 from metricgold.data.sample import Frame
 from metricgold.data.shards import ShardReader, shard_paths
 from metricgold.evaluation import pictures
-from metricgold.evaluation.baselines import ConstantDepths, fit_constants
+from metricgold.evaluation.baselines import ConstantDepths, evenly_spaced, fit_constants
 from metricgold.evaluation.engine import Evaluation, EvaluationError, evaluate
 from metricgold.evaluation.predictors import ConstantPredictor, PipelinePredictor, Predictor
 from metricgold.evaluation.ranges import DEPTH_BINS, EDGE_DISTANCES_PX
@@ -35,13 +35,6 @@ OTHERS = {
     "constant_median": ("abs_rel", "delta1"),
 }
 """What else is in the table, and which figures of it the summary has, under its name."""
-
-
-def evenly_spaced(total: int, limit: int | None) -> list[int]:
-    """All indices below ``total``, or ``limit`` of them at even distances."""
-    if limit is None or limit >= total:
-        return list(range(total))
-    return [i * total // limit for i in range(limit)]
 
 
 def flat_names(found: Evaluation) -> dict[str, tuple[str, str]]:
@@ -76,14 +69,16 @@ def _first_of_scenes(reader: ShardReader, count: int) -> list[Frame]:
     return [reader[i] for i in first.values()]
 
 
-def _load_pipeline(folder: Path) -> MetricGoldPipeline:
+def load_pipeline(folder: Path) -> MetricGoldPipeline:
+    """A checkpoint on the GPU, where there is one; raises ``CheckpointError``."""
     pipeline = MetricGoldPipeline.from_pretrained(str(folder))
     if torch.cuda.is_available():
         pipeline.to("cuda")
     return pipeline
 
 
-def _open(workspace: Workspace, dataset: str, split: Split) -> ShardReader:
+def open_split(workspace: Workspace, dataset: str, split: Split) -> ShardReader:
+    """The frames of one split; raises :class:`EvaluationError` where there are none."""
     reader = ShardReader(shard_paths(workspace.shards(dataset), split))
     if len(reader) == 0:
         raise EvaluationError(
@@ -93,9 +88,10 @@ def _open(workspace: Workspace, dataset: str, split: Split) -> ShardReader:
     return reader
 
 
-def _predictor(
-    pipeline: MetricGoldPipeline, config: ProfileConfig, dataset: DatasetName, use_fov: bool
+def model_predictor(
+    pipeline: MetricGoldPipeline, config: ProfileConfig, dataset: DatasetName, use_fov: bool = True
 ) -> PipelinePredictor:
+    """A pipeline as the profile evaluates it on a dataset; ``use_fov`` False hides the camera."""
     return PipelinePredictor(
         pipeline,
         config.evaluate.num_inference_steps,
@@ -160,15 +156,15 @@ def run(config: ProfileConfig, workspace: Workspace, dataset: DatasetName) -> No
     if not config.datasets[dataset].enabled:
         write_skipped(workspace, dataset)
         return
-    pipeline = _load_pipeline(workspace.model)
+    pipeline = load_pipeline(workspace.model)
     codec = pipeline.codec
     limits = (codec.depth_min_m, codec.depth_max_m)
-    train, holdout = _open(workspace, dataset, "train"), _open(workspace, dataset, "holdout")
+    train, holdout = (open_split(workspace, dataset, split) for split in ("train", "holdout"))
     fit_on = evenly_spaced(len(train), CONSTANT_FIT_FRAMES)
     constants = fit_constants((train[i] for i in fit_on), limits)
     predictors: dict[str, Predictor] = {
-        MODEL: _predictor(pipeline, config, dataset, use_fov=True),
-        "unknown_fov": _predictor(pipeline, config, dataset, use_fov=False),
+        MODEL: model_predictor(pipeline, config, dataset),
+        "unknown_fov": model_predictor(pipeline, config, dataset, use_fov=False),
         "constant": ConstantPredictor(constants.best_abs_rel_m),
         "constant_median": ConstantPredictor(constants.median_m),
     }

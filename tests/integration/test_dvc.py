@@ -26,6 +26,7 @@ DATASETS = list(DATASET_NAMES)
 STAGES = [
     *(f"{stage}@{name}" for stage in ("source", "download", "preprocess") for name in DATASETS),
     *("data_report", "base_model", "train_vae", "cache_latents", "train_unet", "train_one_step"),
+    "train_light",
     *(f"evaluate@{name}" for name in DATASETS),
     *("export_onnx", "verify_onnx", "export_trt", "report"),
 ]
@@ -77,6 +78,8 @@ def test_stages_and_their_order(copy: Path) -> None:
     assert _dvc.stage_order(graph) == STAGES
     assert graph["preprocess@tartanair"] == {"download@tartanair"}
     assert graph["train_one_step"] >= {"train_unet", "cache_latents"}
+    assert graph["train_light"] >= {"train_one_step", "cache_latents"}
+    assert "train_light" in graph["export_onnx"]
     assert set(STAGES) == {"report", "data_report", "verify_onnx"} | set().union(*graph.values())
 
 

@@ -15,6 +15,7 @@ EXPORT = ExportConfig(
     parity_sizes=((16, 24), (14, 26)),
     engine_size=(16, 24),
     fused=True,
+    parity_frames=0,
 )
 
 

@@ -25,10 +25,11 @@ from toy import toy_model
 from metricgold.commands import demo as command
 from metricgold.demo import browser, examples, results, serving, uploads
 from metricgold.demo.results import FOCAL_PX, FOV_DEG, Backend, Result, Settings
-from metricgold.demo.uploads import Upload, UploadError, check_upload, read_upload
+from metricgold.demo.uploads import Upload, check_upload, read_upload
 from metricgold.errors import UserError
 from metricgold.imaging import exif_fov_y_deg
 from metricgold.outputs import FORMATS, Prediction
+from metricgold.uploads import UploadError
 from metricgold.workspace import Workspace
 
 RGB = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)

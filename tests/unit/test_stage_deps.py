@@ -25,6 +25,7 @@ ENTRY_POINTS = {
     "cache_latents": "metricgold/training/latents.py",
     "train_unet": "metricgold/training/unet.py",
     "train_one_step": "metricgold/training/one_step.py",
+    "train_light": "metricgold/training/light.py",
     "evaluate": "metricgold/evaluation/benchmark.py",
     "export_onnx": "export/onnx_export.py",
     "verify_onnx": "export/parity.py",
@@ -33,7 +34,7 @@ ENTRY_POINTS = {
 }
 FOLDERS = {
     **{name: name for name in ("source", "raw", "shards", "base_model", "depth_vae", "latents")},
-    **{name: name for name in ("data_report", "unet", "onnx", "engines", "report")},
+    **{name: name for name in ("data_report", "unet", "one_step", "onnx", "engines", "report")},
     "model": "metricgold",
     "predictions": "evaluation",
 }

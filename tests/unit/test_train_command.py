@@ -40,7 +40,7 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 def test_plain_is_repro_of_the_last_stage(asked: list[list[str]]) -> None:
     done = call()
     assert done.exit_code == 0, done.output
-    assert asked == [[sys.executable, "-m", "dvc", "repro", "train_one_step"]]
+    assert asked == [[sys.executable, "-m", "dvc", "repro", "train_light"]]
     assert "train_one_step" in done.output
     assert done.output.index("TFLOP/step") < done.output.index("$ dvc")  # the plan comes first
 
@@ -53,7 +53,7 @@ def test_settings_make_an_experiment(asked: list[list[str]]) -> None:
         "-S", "profiles.smoke.seed=3", "train_unet",
     ]  # fmt: skip
     call("-S", "seed=3")
-    assert asked[1][3:] == ["exp", "run", "-S", "profiles.demo.seed=3", "train_one_step"]
+    assert asked[1][3:] == ["exp", "run", "-S", "profiles.demo.seed=3", "train_light"]
 
 
 def test_plan_runs_nothing_and_failures_pass_through(asked: list[list[str]]) -> None:
