@@ -58,8 +58,8 @@ async def picture_bytes(request: Request, max_bytes: int) -> bytes:
         raise too_many_bytes(int(declared), max_bytes)
     if kind != FORM:
         return b"".join([chunk async for chunk in _limited(request, most, max_bytes)])
-    parser = _InMemory(request.headers, _limited(request, most, max_bytes), max_files=1)
-    parser.spool_max_size = most
+    parser = MultiPartParser(request.headers, _limited(request, most, max_bytes), max_files=1)
+    parser.spool_max_size = most  # so that a picture is never on a disk
     try:
         form = await parser.parse()
     except MultiPartException as error:
@@ -71,10 +71,6 @@ async def picture_bytes(request: Request, max_bytes: int) -> bytes:
         return await part.read()
     finally:
         await form.close()
-
-
-class _InMemory(MultiPartParser):
-    """A form whose picture is never on a disk; ``spool_max_size`` is set to the limit."""
 
 
 async def _limited(request: Request, most: int, told: int) -> AsyncGenerator[bytes, None]:

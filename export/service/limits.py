@@ -14,6 +14,10 @@ MAX_ENSEMBLE = 10
 MAX_RESOLUTION = 2048
 """Longest side in pixels the networks work at."""
 
+BATCH_MEGAPIXELS = 2.0
+"""Of all pictures that go through the networks together, at the size these work at: what they need
+grows with it. One picture goes through alone, however large."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:

@@ -15,7 +15,7 @@ from export.manifest import read_manifest
 from export.ort_options import OrtOptions
 from export.runtime import DepthResult, DepthSession, InferenceError, open_session
 from export.service.batching import Abandoned
-from export.service.limits import MAX_RESOLUTION, Limits
+from export.service.limits import BATCH_MEGAPIXELS, MAX_RESOLUTION, Limits
 from export.service.schemas import ModelInfo, Size
 
 WARM_UP_SIDE = 256
@@ -145,8 +145,15 @@ class Model:
 
     def predict(self, requests: Sequence[Request], abandoned: Abandoned) -> list[Answer]:
         """Depth of requests with one key; a request's time-out stops the networks, too."""
-        began = time.monotonic()
         self._stoppable.abandoned = abandoned
+        first = requests[0]
+        height, width = self.session.working_size(first.rgb, first.options.processing_resolution)
+        most = max(1, int(BATCH_MEGAPIXELS * 1e6 / (height * width)))
+        parts = [requests[i : i + most] for i in range(0, len(requests), most)]
+        return [answer for part in parts for answer in self._predict_part(part)]
+
+    def _predict_part(self, requests: Sequence[Request]) -> list[Answer]:
+        began = time.monotonic()
         options = requests[0].options
         results = self.session.infer_many(
             [r.rgb for r in requests],

@@ -96,14 +96,15 @@ def free_port() -> int:
 class Served:
     """``python -m flows.serve`` in a folder, with a server of its own on a free port."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *options: str, **environ: str) -> None:
         self.folder = folder
         self.log = folder / "serve.log"
         self.api_url = f"http://127.0.0.1:{free_port()}/api"
-        self.env = environment(PREFECT_HOME=str(folder / "home"), PREFECT_API_URL=self.api_url)
+        home = {"PREFECT_HOME": str(folder / "home"), "PREFECT_API_URL": self.api_url}
+        self.env = environment(**home, **environ)
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "flows.serve"],
+                [sys.executable, "-m", "flows.serve", *options],
                 cwd=folder,
                 env=self.env,
                 stdout=log,

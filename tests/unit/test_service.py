@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 from export.manifest import ExportError
 from export.runtime import DepthSession, open_session
-from export.service import serving, watching
+from export.service import model, serving, watching
 from export.service.app import create_app
 from export.service.limits import Limits
 from export.service.metrics import Metrics
@@ -370,6 +370,17 @@ def test_pictures_of_one_size_go_together_and_a_bad_one_fails_alone(
         np.testing.assert_allclose(depth, session.infer(rgb, fov_deg=40.0 + i).depth, rtol=1e-5)
 
 
+def test_large_pictures_go_in_smaller_batches(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    height, width = server.model.session.working_size(RGB)
+    monkeypatch.setattr(model, "BATCH_MEGAPIXELS", 2.5 * height * width / 1e6)
+    answers = server.ask_all([("/v1/depth", file_of())] * 5)
+    assert sorted(summary_of(a)["batch"] for a in answers) == [1, 2, 2, 2, 2]
+    monkeypatch.setattr(model, "BATCH_MEGAPIXELS", 1e-9)
+    assert server.ask("/v1/depth", file_of())[0] == 200
+
+
 def test_a_failure_in_a_batch_is_its_own(
     server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -447,9 +458,9 @@ def test_the_networks_stop_when_nobody_waits(exported: Workspace) -> None:
 def test_a_server_that_loads_says_so(exported: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     go, opened = threading.Event(), Model.open
 
-    def slow(model: Model) -> None:
+    def slow(loaded: Model) -> None:
         assert go.wait(30)
-        opened(model)
+        opened(loaded)
 
     monkeypatch.setattr(Model, "open", slow)
     server = Server(exported.onnx)

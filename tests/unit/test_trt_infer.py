@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +15,10 @@ from PIL import Image
 
 from export import timing, trt_infer
 from export.runtime import DepthResult
+from metricgold import video, webcam
 from metricgold.errors import run_cli
 from metricgold.outputs import FORMATS
+from metricgold.picture_files import Loaded
 from metricgold.workspace import Workspace
 
 RGB = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
@@ -233,6 +237,76 @@ def test_times_are_told_stage_by_stage_and_nothing_is_written(
     assert "fused" in capsys.readouterr().out
     assert infer("a.png", "--benchmark", "0") == 1
     assert "--benchmark must be 1 round or more" in capsys.readouterr().err
+
+
+def test_pictures_of_one_size_go_together(infer: Infer, monkeypatch: pytest.MonkeyPatch) -> None:
+    for index in range(5):
+        Image.fromarray(np.roll(RGB, index, axis=1)).save(f"{index}.png")
+    assert infer(*(f"{i}.png" for i in range(5)), "--out", "one", "--format", "npy") == 0
+    sizes: list[int] = []
+    real = trt_infer.infer_loaded
+
+    def noted(session: Any, pictures: Sequence[Loaded], **options: Any) -> list[DepthResult]:
+        sizes.append(len(pictures))
+        return real(session, pictures, **options)
+
+    monkeypatch.setattr(trt_infer, "infer_loaded", noted)
+    options = ["--out", "many", "--format", "npy", "--batch", "2", "--threads", "1"]
+    assert infer(*(f"{i}.png" for i in range(5)), *options) == 0
+    assert sizes == [2, 2, 1]
+    for index in range(5):
+        one, many = (np.load(f"{folder}/{index}_depth.npy") for folder in ("one", "many"))
+        np.testing.assert_allclose(many, one, rtol=1e-4)
+
+
+def test_a_batch_is_timed_as_a_whole(infer: Infer, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a.png", "b.png", "c.png"):
+        Image.fromarray(RGB).save(name)
+    assert infer("a.png", "b.png", "c.png", "--batch", "2", "--benchmark", "2") == 0
+    said = capsys.readouterr().out
+    assert "first call" in said
+    assert "images/s; peak memory" in said
+    assert outputs() == []
+
+
+@pytest.mark.parametrize("option", ["--batch", "--frames", "--threads"])
+def test_a_number_below_one_is_told(
+    infer: Infer, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    Image.fromarray(RGB).save("a.png")
+    assert infer("a.png", option, "0") == 1
+    assert f"{option.strip('-')} must be 1 or more, got 0" in capsys.readouterr().err
+
+
+def test_graphs_are_cached_where_it_is_asked_for(infer: Infer) -> None:
+    Image.fromarray(RGB).save("a.png")
+    assert infer("a.png", "--cache", "graphs", "--out", "first") == 0
+    assert len(list(Path("graphs").glob("*/graph.onnx"))) == 3
+    assert infer("a.png", "--cache", "graphs", "--out", "second") == 0
+    first, second = (np.load(f"{folder}/a_depth.npy") for folder in ("first", "second"))
+    np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed")
+def test_a_video_a_webcam_and_a_picture(
+    infer: Infer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stand_in = ["-f", "lavfi", "-i", "testsrc=size=40x30:rate=10:duration=1"]
+    monkeypatch.setattr(webcam, "ffmpeg_input", lambda name: stand_in)
+    Image.fromarray(RGB).save("a.png")
+    with video.writing(Path("clip.mp4"), "10") as writer:
+        for index in range(3):
+            writer.add(np.roll(RGB, index, axis=1))
+    options = ["--fov-deg", "50", "--format", "npy,png16", "--batch", "2", "--frames", "2"]
+    assert infer("a.png", "clip.mp4", "webcam:0", *options) == 0
+    assert np.load("outputs/a_depth.npy").shape == (30, 40)
+    assert len(list(Path("outputs/clip").glob("*_depth.npy"))) == 3
+    assert len(list(Path("outputs/webcam_0").glob("*_depth_16bit.png"))) <= 2
+    assert len(list(video.read_frames(Path("outputs/clip_depth.mp4")))) == 3
+    assert Path("outputs/webcam_0_depth.mp4").is_file()
+    assert "clip.mp4: 3 frames" in capsys.readouterr().out
+    assert infer("clip.mp4", "--benchmark", "1") == 1
+    assert "leave videos and webcams out" in capsys.readouterr().err
 
 
 def test_timings_by_hand() -> None:

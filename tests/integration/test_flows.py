@@ -1,0 +1,344 @@
+"""Deployments on a real server: what is tried again, ended, skipped, hidden, refused, triggered."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sqlite3
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from tests.integration.service import ROOT, Served, living, run, wait_for
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+
+ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+PLANTED, BLOCKED = "planted-in-the-environment-7531", "planted-in-a-block-7532"
+PIPELINE = f"""\
+stages:
+  download:
+    matrix: {{dataset: [a, b]}}
+    cmd: sh slow.sh ${{item.dataset}}
+    outs: ["${{item.dataset}}.txt"]
+  flaky:
+    cmd: {sys.executable} flaky.py
+    params: [steps]
+    outs: [flaky.txt]
+  talkative:
+    cmd: {sys.executable} talkative.py
+    deps: [flaky.txt]
+    outs: [talkative.txt]
+"""
+BROKEN = """\
+stages:
+  nan:
+    cmd: 'echo tried >> tries.txt; echo "error: the loss is nan" >&2; exit 1'
+    outs: [nan.txt]
+"""
+STUCK = """\
+stages:
+  stuck:
+    cmd: sleep 7533
+    outs: [stuck.txt]
+"""
+SLOW = 'echo "$1 begins $(date +%s%N)" >> times.txt; sleep 3; echo x > $1.txt\n' + (
+    'echo "$1 ends $(date +%s%N)" >> times.txt\n'
+)
+FLAKY = """
+from pathlib import Path
+import os, sys
+from flows import _stage
+if not Path("again").exists():
+    Path("again").touch()
+    error = ConnectionResetError("the mirror hung up")
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(_stage.TEMPORARY)
+Path("flaky.txt").write_text("done")
+"""
+TALKATIVE = """
+import os, sys
+from pathlib import Path
+from metricgold.progress import progress_bar
+for name in ("PLANTED_TOKEN", "BLOCKED"):
+    print(f"{name} is {os.environ[name]} here")
+list(progress_bar(range(4), description="talking"))
+Path("talkative.txt").write_text("done")
+"""
+ORCHESTRATION = {
+    "retry": {"attempts": 2, "backoff_s": 1},
+    "timeout_s": {"stuck": 5},
+    "parallel": {"download": 2},
+    "secrets": {"BLOCKED": "planted"},
+}
+
+
+@pytest.fixture
+def project(make_project: Callable[[str], Path]) -> Path:
+    folder = make_project(PIPELINE)
+    params = {"profile": "demo", "steps": 3, "orchestration": ORCHESTRATION}
+    (folder / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+    for name, text in (("slow.sh", SLOW), ("flaky.py", FLAKY), ("talkative.py", TALKATIVE)):
+        (folder / name).write_text(text, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def scheduled(project: Path) -> Iterator[Served]:
+    options = ("--cron", "0 3 * * 0", "--timezone", "Europe/Zurich")
+    service = Served(project, *options, PLANTED_TOKEN=PLANTED)
+    try:
+        wait_for(service.up, 240, "server and deployments up")
+        yield service
+    finally:
+        service.end()
+
+
+class Api:
+    """The server's, as the page uses it."""
+
+    def __init__(self, served: Served) -> None:
+        self._served = served
+
+    def ask(self, method: str, path: str, body: Any = None) -> httpx.Response:
+        return httpx.request(method, f"{self._served.api_url}/{path}", json=body, timeout=60)
+
+    def got(self, method: str, path: str, body: Any = None) -> Any:
+        return self.ask(method, path, body).raise_for_status().json()
+
+    def deployment(self, name: str) -> dict[str, Any]:
+        found: dict[str, Any] = self.got("GET", f"deployments/name/{name}/{name}")
+        return found
+
+    def start(self, name: str, **parameters: Any) -> str:
+        path = f"deployments/{self.deployment(name)['id']}/create_flow_run"
+        return str(self.got("POST", path, {"parameters": parameters})["id"])
+
+    def run(self, run_id: str) -> dict[str, Any]:
+        found: dict[str, Any] = self.got("GET", f"flow_runs/{run_id}")
+        return found
+
+    def finished(self, run_id: str) -> dict[str, Any]:
+        """The flow run when it has ended."""
+        wait_for(lambda: self.run(run_id)["state_type"] in ENDED, 240, self._served.text())
+        return self.run(run_id)
+
+    def completed(self, name: str, **parameters: Any) -> dict[str, Any]:
+        found = self.finished(self.start(name, **parameters))
+        assert found["state_type"] == "COMPLETED", self._served.text()
+        return found
+
+    def tasks(self, run_id: str) -> dict[str, dict[str, Any]]:
+        body = {"flow_runs": {"id": {"any_": [run_id]}}}
+        return {task["name"]: task for task in self.got("POST", "task_runs/filter", body)}
+
+    def artifacts(self, run_id: str) -> dict[str, dict[str, Any]]:
+        body = {"artifacts": {"flow_run_id": {"any_": [run_id]}}}
+        return {a["key"]: a for a in self.got("POST", "artifacts/filter", body)}
+
+
+def plant_block(served: Served) -> None:
+    code = f"from prefect.blocks.system import Secret; Secret(value='{BLOCKED}').save('planted')"
+    run(sys.executable, "-c", code, cwd=served.folder, env=served.env)
+
+
+def check_offers(api: Api) -> None:
+    train = api.deployment("train-metricgold")
+    (schedule,) = train["schedules"]
+    assert schedule["slug"] == "weekly"
+    assert schedule["schedule"]["cron"] == "0 3 * * 0"
+    assert schedule["schedule"]["timezone"] == "Europe/Zurich"
+    assert train["enforce_parameter_schema"] is True
+    for name in ("evaluate-metricgold", "export-metricgold", "ingest-dataset", "watch-sources"):
+        assert api.deployment(name)["description"]
+    shown = api.deployment("ingest-dataset")["parameter_openapi_schema"]["properties"]["dataset"]
+    assert "hypersim" in shown["enum"]
+
+
+def check_first_run(api: Api, folder: Path) -> None:
+    """Side by side, tried again, with progress and origin."""
+    ran = api.completed("train-metricgold")
+    tasks = api.tasks(ran["id"])
+    assert set(tasks) == {"download@a", "download@b", "flaky", "talkative"}
+    assert tasks["flaky"]["run_count"] == 2
+    assert tasks["talkative"]["run_count"] == 1
+    lines = (folder / "times.txt").read_text(encoding="utf-8").splitlines()
+    ordered = sorted(lines, key=lambda line: int(line.split()[-1]))
+    assert [line.split()[1] for line in ordered] == ["begins", "begins", "ends", "ends"]
+    found = api.artifacts(ran["id"])
+    assert {"metricgold-metrics", "metricgold-origin", "progress-talkative"} <= set(found)
+    origin = json.loads(found["metricgold-origin"]["data"])
+    assert {row["path"] for row in origin} == {"a.txt", "b.txt", "flaky.txt", "talkative.txt"}
+    assert all(re.fullmatch(r"[0-9a-f]{32}", row["hash"]) for row in origin)
+    assert float(found["progress-talkative"]["data"]) == 100
+    assert "talkative: talking, 4/4" in found["progress-talkative"]["description"]
+
+
+def check_secrets_are_nowhere(api: Api, served: Served) -> None:
+    """Neither value in a log, an artifact, a state, a parameter, or a file of the project."""
+    logs = api.got("POST", "logs/filter", {"limit": 200})
+    told = [entry["message"] for entry in logs if "is ***" in entry["message"]]
+    assert {"PLANTED_TOKEN is *** here", "BLOCKED is *** here"} <= set(told)
+    everything = [json.dumps(logs), served.text()]
+    for kind in ("artifacts", "flow_runs", "task_runs", "deployments"):
+        everything.append(json.dumps(api.got("POST", f"{kind}/filter", {"limit": 200})))
+    for path in served.folder.glob("*.*"):
+        if path.is_file():
+            everything.append(path.read_text(encoding="utf-8", errors="replace"))
+    for text in everything:
+        assert PLANTED not in text
+        assert BLOCKED not in text
+    with sqlite3.connect(served.folder / "home" / "prefect.db") as database:
+        dump = "\n".join(database.iterdump())
+    assert "talkative" in dump
+    assert PLANTED not in dump
+    assert BLOCKED not in dump  # the block's value is encrypted
+
+
+def check_skipped(api: Api) -> None:
+    """By hand and by the schedule."""
+    ran = api.completed("train-metricgold")
+    path = f"deployments/{api.deployment('train-metricgold')['id']}/schedules"
+    (made,) = api.got("POST", path, [{"schedule": {"interval": 20}, "active": True}])
+    body = {"flow_runs": {"state": {"name": {"any_": ["Skipped"]}}}}
+    wait_for(
+        lambda: [r for r in api.got("POST", "flow_runs/filter", body) if r["auto_scheduled"]],
+        200,
+        "a scheduled run that is skipped",
+    )
+    api.ask("DELETE", f"{path}/{made['id']}").raise_for_status()
+    for skipped in api.got("POST", "flow_runs/filter", body):
+        assert skipped["state"]["message"].startswith("Skipped: nothing changed")
+        assert api.tasks(skipped["id"]) == {}
+        assert "nothing changed" in api.artifacts(skipped["id"])["metricgold-skipped"]["data"]
+    assert ran["state_name"] == "Skipped"
+
+
+def check_hostile_parameters(api: Api, folder: Path) -> None:
+    """Refused by the server, or by the run where a schema cannot say it; nothing is executed."""
+    path = f"deployments/{api.deployment('train-metricgold')['id']}/create_flow_run"
+    touched = folder / "touched"
+    for overrides in (
+        [f"x=$(touch {touched})"],
+        ["--force"],
+        ["x=1\ny=2"],
+        [f"x=`touch {touched}`"],
+    ):
+        answer = api.ask("POST", path, {"parameters": {"overrides": overrides}})
+        assert answer.status_code == 409, answer.text
+    assert api.ask("POST", path, {"parameters": {"datasets": ["/etc"]}}).status_code == 409
+    before = (folder / "params.yaml").read_text(encoding="utf-8")
+    for override in ("steps=1\n", "profile=../outside", "profile=/etc"):
+        failed = api.finished(api.start("train-metricgold", overrides=[override]))
+        assert failed["state_type"] == "FAILED"
+    assert (folder / "params.yaml").read_text(encoding="utf-8") == before
+    assert not touched.exists()
+
+
+def check_failures(api: Api, folder: Path) -> None:
+    """What cannot be helped by trying again is not; what takes too long is ended."""
+    (folder / "dvc.yaml").write_text(BROKEN, encoding="utf-8")
+    failed = api.finished(api.start("train-metricgold"))
+    assert failed["state_type"] == "FAILED"
+    assert "stage 'nan' failed: the loss is nan" in failed["state"]["message"]
+    assert api.tasks(failed["id"])["nan"]["run_count"] == 1
+    assert (folder / "tries.txt").read_text(encoding="utf-8") == "tried\n"
+    (folder / "dvc.yaml").write_text(STUCK, encoding="utf-8")
+    failed = api.finished(api.start("train-metricgold"))
+    assert "stage 'stuck' was ended after 5 s" in failed["state"]["message"]
+    assert not living("sleep 7533", str(folder))
+
+
+def test_runs_on_a_server(scheduled: Served) -> None:
+    plant_block(scheduled)
+    api, folder = Api(scheduled), scheduled.folder
+    check_offers(api)
+    check_first_run(api, folder)
+    check_secrets_are_nowhere(api, scheduled)
+    check_skipped(api)
+    check_hostile_parameters(api, folder)
+    check_failures(api, folder)
+
+
+def own_frames(folder: Path, count: int) -> None:
+    """A folder of pictures and depth as a user has them."""
+    for kind in ("rgb", "depth"):
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    for n in range(count):
+        rgb = rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)
+        Image.fromarray(rgb).save(folder / "rgb" / f"{n}.png")
+        np.save(folder / "depth" / f"{n}.npy", rng.uniform(1, 9, (24, 32)).astype(np.float32))
+
+
+@pytest.fixture
+def watched(make_project: Callable[[str], Path]) -> Iterator[Served]:
+    """A project whose one dataset lies in a folder, by the project's own stage ``source``."""
+    folder = make_project(
+        "stages:\n  source:\n    matrix: {dataset: [folder]}\n"
+        f"    cmd: {sys.executable} -m flows.source --dataset ${{item.dataset}}\n"
+        "    outs: ['artifacts/source/${item.dataset}']\n"
+    )
+    shutil.copy(ROOT / "params.yaml", folder)
+    own_frames(folder / "mine", 2)
+    spec = {"rgb": "rgb/{id}.png", "depth": "depth/{id}.npy", "camera": {"fov_x_deg": 60}}
+    (folder / "mine" / "dataset.yaml").write_text(yaml.safe_dump(spec), encoding="utf-8")
+    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    datasets = params["profiles"]["smoke"]["datasets"]
+    for name in datasets:
+        datasets[name]["weight"] = 0
+    datasets["folder"] |= {"weight": 1, "mirrors": ["mine"]}
+    params["profile"] = "smoke"
+    params["orchestration"] = {"schedule": None}
+    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
+    service = Served(folder)
+    try:
+        wait_for(service.up, 240, "server and deployments up")
+        yield service
+    finally:
+        service.end()
+
+
+def listed(folder: Path) -> int:
+    index = folder / "artifacts" / "source" / "folder" / "index.json"
+    return len(json.loads(index.read_text(encoding="utf-8"))["files"])
+
+
+def triggered(api: Api) -> list[dict[str, Any]]:
+    body = {"flow_runs": {"tags": {"all_": ["trigger:data"]}}}
+    found: list[dict[str, Any]] = api.got("POST", "flow_runs/filter", body)
+    return found
+
+
+def test_new_files_at_a_source_start_a_run(watched: Served) -> None:
+    api, folder = Api(watched), watched.folder
+    api.completed("train-metricgold")
+    before = listed(folder)
+    calm = api.completed("watch-sources")
+    assert calm["state_name"] == "Unchanged"
+    assert triggered(api) == []
+
+    own_frames(folder / "mine", 3)
+    told = api.completed("watch-sources")
+    assert "folder: other files than were ingested" in told["state"]["message"]
+    (started,) = triggered(api)
+    assert started["parameters"]["refresh"] == ["folder"]
+    assert api.finished(started["id"])["state_name"] == "Completed", watched.text()
+    assert listed(folder) == before + 2
+    assert api.completed("watch-sources")["state_name"] == "Unchanged"
+
+    own_frames(folder / "mine", 4)
+    ingested = api.completed("ingest-dataset", dataset="folder")
+    assert set(api.tasks(ingested["id"])) == {"source@folder"}
+    assert listed(folder) == before + 4
+    assert len(triggered(api)) == 1
+    quality = api.completed("watch-quality")
+    assert quality["state"]["message"] == "params.yaml has no orchestration.quality"
