@@ -47,6 +47,7 @@ def random_full_size_pipeline(
     seed: int = 0,
     only: str | None = None,
     light: LightVaeConfig | None = None,
+    dtype: torch.dtype = torch.float32,
     **options: Any,
 ) -> MetricGoldPipeline:
     """Of Stable Diffusion 2's size, as the profile ``sd2`` trains it; 4 GB in float32.
@@ -55,6 +56,7 @@ def random_full_size_pipeline(
         only: the one network that gets weights (``image_vae``, ``unet`` or ``depth_vae``); the
             others have their shapes alone, on torch's device ``meta``, and take no memory.
         light: adds a light autoencoder of this size.
+        dtype: of the weights, made in it from the start.
     """
     conditioned = {
         "class_embed_type": "projection",
@@ -64,7 +66,7 @@ def random_full_size_pipeline(
     def place(name: str) -> torch.device:
         return torch.device("cpu" if only in (None, name) else "meta")
 
-    with _seeded(seed):
+    with _seeded(seed), _made_in(dtype):
         with place("unet"):
             unet = UNet2DConditionModel(**SD2_UNET, **conditioned)
             unet = widen_conv_in(with_fov_embedding(unet))
@@ -91,6 +93,17 @@ def _with_light_vae(
         channels = pipeline.image_vae.config.latent_channels
         pipeline.register_modules(light_vae=build_light_vae(config, channels))
     return pipeline
+
+
+@contextmanager
+def _made_in(dtype: torch.dtype) -> Iterator[None]:
+    """Networks made inside the block have weights of this type from the start."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 @contextmanager

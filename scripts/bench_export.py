@@ -121,13 +121,15 @@ def child(*arguments: str) -> tuple[dict[str, Any], float]:
 
 
 def row_of(name: str, precision: Precision, shapes: str) -> dict[str, Any]:
-    """Export, load, compare."""
+    """Export, load, compare; ``load_average`` says how busy the machine was already."""
+    busy = round(os.getloadavg()[0], 1)
     with tempfile.TemporaryDirectory() as scratch:
         exported, peak = child("--export", name, precision.value, shapes, scratch)
         graph = exported.pop("_graph")
         ran, peak_of_run = child("--run", name, json.dumps(graph), scratch)
     return {
-        "component": name, "precision": precision.value, "shapes": shapes, **exported,
+        "component": name, "precision": precision.value, "shapes": shapes,
+        "load_average": busy, **exported,
         "peak_memory_gb": peak, "onnxruntime": ran | {"peak_memory_gb": peak_of_run},
     }  # fmt: skip
 

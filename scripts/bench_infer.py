@@ -158,13 +158,15 @@ def time_cases(
     calls: dict[Case, Callable[[Pictures], Any]],
     pictures: Pictures,
     rounds: int,
+    warm_up: int,
     device: torch.device,
     peak: float,
 ) -> list[dict[str, Any]]:
-    """Rounds over all cases; what each took."""
+    """Rounds over all cases, FLOPs being counted before; what each took."""
+    work = {c: tflop(call, pictures) for c, call in calls.items() if c.mode == "eager"}
     seconds: dict[Case, list[float]] = {case: [] for case in calls}
     memory: dict[Case, float] = {}
-    for number in range(WARM_UP + rounds):
+    for number in range(warm_up + rounds):
         for case, call in calls.items():
             time.sleep(REST_S)
             if device.type == "cuda":
@@ -175,11 +177,11 @@ def time_cases(
             if device.type == "cuda":
                 torch.cuda.synchronize()
                 memory[case] = torch.cuda.max_memory_allocated() / 1e9
-            if number >= WARM_UP:
+            if number >= warm_up:
                 seconds[case].append(time.perf_counter() - began)
     reference = next(seconds[c] for c in calls if (c.system, c.steps) == REFERENCE)
     rows = []
-    for case, call in calls.items():
+    for case in calls:
         median = statistics.median(seconds[case])
         row = asdict(case) | {
             "ms": round(1000 * median, 2),
@@ -188,8 +190,8 @@ def time_cases(
                 statistics.median(r / s for r, s in zip(reference, seconds[case], strict=True)), 2
             ),
         }
-        if case.mode == "eager" and (work := tflop(call, pictures)):
-            row |= {"tflop": round(work, 4), "roofline": round(work * 1e12 / median / peak, 3)}
+        if done := work.get(case):
+            row |= {"tflop": round(done, 4), "roofline": round(done * 1e12 / median / peak, 3)}
         if case in memory:
             row["peak_memory_gb"] = round(memory[case], 2)
         rows.append(row)
@@ -217,12 +219,12 @@ def exported(pipeline: MetricGoldPipeline, size: tuple[int, int], folder: Path) 
     return found
 
 
-def random_pipeline(config: ProfileConfig) -> MetricGoldPipeline:
+def random_pipeline(config: ProfileConfig, dtype: torch.dtype) -> MetricGoldPipeline:
     """Of the profile's size, with a light autoencoder of its size, else TAESD's."""
     light = config.train_light.network if config.train_light else None
     if config.base_model.toy is None:
-        return random_full_size_pipeline(light=light or LightVaeConfig())
-    return random_toy_pipeline(config.base_model.toy, light=light)
+        return random_full_size_pipeline(light=light or LightVaeConfig(), dtype=dtype)
+    return random_toy_pipeline(config.base_model.toy, light=light).to(dtype)
 
 
 def main() -> None:
@@ -235,6 +237,7 @@ def main() -> None:
     parser.add_argument("--modes", help=", ".join(MODES))
     parser.add_argument("--steps", default="1,4")
     parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--warm-up", type=int, default=WARM_UP, help="rounds that do not count")
     parser.add_argument("--no-onnx", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks/infer.json"))
     arguments = parser.parse_args()
@@ -251,6 +254,7 @@ def main() -> None:
         "networks": "toy (demo)" if arguments.toy else "Stable Diffusion 2, random weights",
         **header(device),
         "rounds": arguments.rounds,
+        "warm_up": arguments.warm_up,
         "results": [],
     }
     todo = [(p, s, int(b)) for p in precisions.split(",") for s in sizes
@@ -259,18 +263,18 @@ def main() -> None:
         for precision, size, batch in progress_bar(todo, description="settings", unit="setting"):
             torch._dynamo.reset()
             gc.collect()
-            pipeline = random_pipeline(config)
+            pipeline = random_pipeline(config, DTYPES[precision])
             onnx: dict[str, Path] = {}
             if precision == "fp32" and not arguments.no_onnx:
                 onnx = exported(pipeline, size, Path(scratch) / f"{size[0]}x{size[1]}")
-            pipeline = pipeline.to(device, DTYPES[precision])
+            pipeline = pipeline.to(device)
             pipeline.set_progress_bar_config(disable=True)
             pictures = list(
                 np.random.default_rng(0).integers(0, 256, (batch, *size, 3), dtype=np.uint8)
             )
             peak = matmul_flops_a_second(device, precision)  # type: ignore[arg-type]
             calls = {c: caller(c, pipeline, onnx) for c in cases(modes, numbers, bool(onnx))}
-            rows = time_cases(calls, pictures, arguments.rounds, device, peak)
+            rows = time_cases(calls, pictures, arguments.rounds, arguments.warm_up, device, peak)
             head = {"precision": precision, "size": list(size), "batch": batch,
                     "matmul_tflop_a_second": round(peak / 1e12, 3)}  # fmt: skip
             result["results"].append(head | {"cases": rows})

@@ -1,7 +1,8 @@
 """ONNX Runtime on the CPU beside torch, same weights; writes docs/benchmarks/runtime.json.
 
 Usage: python scripts/bench_runtime.py [--checkpoint FOLDER] [--sizes 96x144,240x320,480x640]
-                                       [--full] [--rounds 15] [--no-compile] [--out FILE]
+                                       [--full] [--rounds 15] [--no-compile] [--no-fused]
+                                       [--out FILE]
 
 Per component and end to end (resizing and all), every case once a round, one after the other;
 figures are medians, ratios are medians of the ratios to torch's eager mode in the same round.
@@ -310,7 +311,7 @@ def main() -> None:
     """Time everything and write it down."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", type=Path, default=Path("artifacts/metricgold"))
-    parser.add_argument("--sizes", default="96x144,240x320,480x640")
+    parser.add_argument("--sizes", help="default: 96x144,240x320,480x640; with --full: 240x320")
     parser.add_argument("--full", action="store_true")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--no-compile", action="store_true")
@@ -318,7 +319,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks/runtime.json"))
     arguments = parser.parse_args()
     use_all_cores()
-    sizes = [tuple(map(int, s.split("x"))) for s in arguments.sizes.split(",")]
+    named = arguments.sizes or ("240x320" if arguments.full else "96x144,240x320,480x640")
+    sizes = [tuple(map(int, s.split("x"))) for s in named.split(",")]
     key = "Stable Diffusion 2, random weights" if arguments.full else "demo"
     before = json.loads(arguments.out.read_text("utf-8")) if arguments.out.is_file() else {}
     result: dict[str, Any] = header(default_device()) | {
@@ -333,9 +335,10 @@ def main() -> None:
             checkpoint = folder / "model"
             random_full_size_pipeline().save_pretrained(checkpoint)
             gc.collect()
+        onnx = exported(checkpoint, folder / "onnx", sizes[0])
         pipeline = MetricGoldPipeline.from_pretrained(checkpoint)
         pipeline.set_progress_bar_config(disable=True)
-        model = Model(checkpoint, exported(checkpoint, folder / "onnx", sizes[0]), pipeline)
+        model = Model(checkpoint, onnx, pipeline)
         for size in progress_bar(sizes, description="sizes", unit="size"):
             torch._dynamo.reset()
             fused = None
