@@ -13,9 +13,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from export.build_graph import EngineBuildError, Toolchain, build
+from export.build_graph import EngineBuildError, Toolchain, build, toolchain
 from export.engine_manifest import (
     EngineEntry,
     EngineManifest,
@@ -23,18 +22,16 @@ from export.engine_manifest import (
     LibraryBuild,
     write_sidecar,
 )
-from export.engine_options import BuildOptions
 from export.engine_profiles import profiles_of
 from export.manifest import (
     MANIFEST_FILE,
     BackendUnavailableError,
-    Manifest,
     read_manifest,
     sha256_of,
     verify_graphs,
 )
 from export.specs import DDIM_UPDATE
-from export.trt_library import LIBRARIES, TrtLibrary, make_logger
+from export.trt_library import LIBRARIES
 from export.trtexec import command_lines
 from metricgold.config import ExportConfig, ProfileConfig, load_config
 from metricgold.errors import run_cli
@@ -65,9 +62,8 @@ def build_engines(
     with replaced_folder(out) as folder:
         for name in names:
             try:
-                library = LIBRARIES[name]
-                trt = library.load_for_building()
-                tools = _toolchain(library, trt, onnx, graphs, folder, out, config)
+                timing = out.with_name(f"{out.name}.{name}.timing")
+                tools = toolchain(LIBRARIES[name], onnx, graphs, folder, timing, config.engines)
                 manifest.builds[name] = _build_library(tools, config)
             except BackendUnavailableError as reason:
                 manifest.not_built[name] = str(reason)
@@ -79,34 +75,6 @@ def build_engines(
     if failures:
         raise EngineBuildError(failures[0])
     return manifest
-
-
-def _toolchain(
-    library: TrtLibrary,
-    trt: Any,
-    onnx: Path,
-    graphs: Manifest,
-    folder: Path,
-    out: Path,
-    config: ExportConfig,
-) -> Toolchain:
-    quiet = make_logger(trt, [])
-    options = BuildOptions(
-        trt,
-        lambda: trt.Builder(quiet),
-        config.engines,
-        library.ahead_of_time,
-        out.with_name(f"{out.name}.{library.name}.timing"),
-    )
-    return Toolchain(
-        library=library,
-        trt=trt,
-        options=options,
-        capabilities=list(library.target_capabilities()),
-        onnx=onnx,
-        graphs=graphs,
-        folder=folder,
-    )
 
 
 def _build_library(tools: Toolchain, config: ExportConfig) -> LibraryBuild:

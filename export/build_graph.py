@@ -18,6 +18,7 @@ from export.peak_memory import peak_memory
 from export.specs import DDIM_UPDATE, GRAPHS, Precision
 from export.trt_library import TrtLibrary, make_logger
 from metricgold import __version__
+from metricgold.config import EnginesConfig
 
 
 class EngineBuildError(ExportError):
@@ -35,6 +36,35 @@ class Toolchain:
     onnx: Path
     graphs: Manifest
     folder: Path
+
+
+def toolchain(
+    library: TrtLibrary,
+    onnx: Path,
+    graphs: Manifest,
+    folder: Path,
+    timing_cache: Path,
+    wanted: EnginesConfig,
+) -> Toolchain:
+    """What builds engines of ``graphs`` in ``onnx`` below ``folder``.
+
+    Raises:
+        BackendUnavailableError: the library cannot build here.
+    """
+    trt = library.load_for_building()
+    quiet = make_logger(trt, [])
+    options = BuildOptions(
+        trt, lambda: trt.Builder(quiet), wanted, library.ahead_of_time, timing_cache
+    )
+    return Toolchain(
+        library=library,
+        trt=trt,
+        options=options,
+        capabilities=list(library.target_capabilities()),
+        onnx=onnx,
+        graphs=graphs,
+        folder=folder,
+    )
 
 
 def build(tools: Toolchain, component: str, profiles: list[Profile]) -> EngineSidecar:

@@ -25,7 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flows._process import Started, end_group, follow, supervise
+from flows._process import GRACE_S, end_group, follow, supervise
 
 PRELOADED = (
     "dulwich",
@@ -75,19 +75,25 @@ class DvcServer:
             )
         self._socket = ours
         self._turn = threading.Lock()
-        self._running: dict[int, Started] = {}
+        self._running: set[int] = set()
 
     def __enter__(self) -> DvcServer:
         return self
 
     def __exit__(self, *error: object) -> None:
-        for process in list(self._running.values()):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGTERM)
-        for process in list(self._running.values()):
-            end_group(process)
+        """End what still runs; the threads that wait for it clean up."""
+        self._tell_all(signal.SIGTERM)
+        deadline = time.monotonic() + GRACE_S + 2
+        while self._running and time.monotonic() < deadline:
+            time.sleep(0.02)
+        self._tell_all(signal.SIGKILL)
         self._socket.close()
         end_group(self._process)
+
+    def _tell_all(self, number: int) -> None:
+        for pid in list(self._running):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, number)
 
     def run(
         self,
@@ -120,11 +126,11 @@ class DvcServer:
         if not answer:
             raise ConnectionError("the process that runs DVC has ended")
         process = _Remote(int(answer), status)
-        self._running[process.pid] = process
+        self._running.add(process.pid)
         try:
             return follow(process, output, write, timeout_s)
         finally:
-            del self._running[process.pid]
+            self._running.remove(process.pid)
             os.close(output)
             os.close(status)
 

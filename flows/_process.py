@@ -189,9 +189,11 @@ def _lines(descriptor: int, timeout_s: float | None) -> Iterator[str]:
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     rest = b""
     while True:
-        left = None if deadline is None else max(0.0, deadline - time.monotonic())
-        if not select.select([descriptor], [], [], left)[0]:
+        left = None if deadline is None else deadline - time.monotonic()
+        if left is not None and left <= 0:
             raise TimeoutError
+        if not select.select([descriptor], [], [], left)[0]:
+            continue
         if not (chunk := os.read(descriptor, 65536)):
             break
         *complete, rest = _LINE_END.split(rest + chunk)

@@ -16,7 +16,7 @@ HIDDEN = "***"
 SHORTEST = 6
 """Shorter values are too common in ordinary output to be looked for."""
 
-_SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_KEY|AUTH", re.I)
+_SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|API_?KEY|ACCESS_KEY|AUTH_STRING", re.I)
 
 
 def load_secrets(blocks: Mapping[str, str]) -> dict[str, str]:

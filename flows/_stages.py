@@ -20,7 +20,7 @@ from prefect.futures import PrefectFuture
 from prefect.states import Completed, Failed, Running
 
 from flows._artifacts import Progress
-from flows._dvc import Graph, Pipeline, TemporaryError
+from flows._dvc import Graph, Pipeline, StageError, TemporaryError
 from flows._secrets import hider
 from flows._stage import PARENT_TASK_RUN
 from metricgold.config import OrchestrationConfig, RetryConfig
@@ -62,7 +62,7 @@ class Runner:
                 env={**self._secrets, PARENT_TASK_RUN: parent},
                 timeout_s=self.settings.timeout_s.get(kind_of(stage)),
             )
-        except Exception as error:
+        except StageError as error:
             raise type(error)(hidden(str(error))) from None
 
 

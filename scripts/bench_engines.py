@@ -25,19 +25,18 @@ from typing import Any
 import torch
 from _header import header
 
-from export.build_graph import Toolchain, build
+from export.build_graph import build, toolchain
 from export.components import build_components
 from export.describe import describe
 from export.engine_audit import described
 from export.engine_manifest import write_sidecar
-from export.engine_options import BuildOptions
 from export.engine_profiles import profiles_of
 from export.graphs import export_graph
 from export.half import to_half
 from export.manifest import read_manifest
 from export.peak_memory import peak_memory
 from export.specs import COMPONENTS, Precision
-from export.trt_library import TENSORRT_RTX, make_logger
+from export.trt_library import TENSORRT_RTX
 from metricgold import files
 from metricgold.config import ExportConfig, load_config
 from metricgold.random_weights import random_full_size_pipeline
@@ -76,19 +75,8 @@ def export(component: str, config: ExportConfig, folder: Path) -> None:
 
 def build_engine(component: str, config: ExportConfig, folder: Path) -> None:
     """Its engine beside the graph."""
-    trt = TENSORRT_RTX.load_for_building()
-    quiet, graphs = make_logger(trt, []), read_manifest(folder)
-    capabilities = TENSORRT_RTX.ahead_of_time
-    timing = folder / "timing.cache"
-    tools = Toolchain(
-        library=TENSORRT_RTX,
-        trt=trt,
-        options=BuildOptions(trt, lambda: trt.Builder(quiet), config.engines, capabilities, timing),
-        capabilities=list(capabilities),
-        onnx=folder,
-        graphs=graphs,
-        folder=folder,
-    )
+    graphs, timing = read_manifest(folder), folder / "timing.cache"
+    tools = toolchain(TENSORRT_RTX, folder, graphs, folder, timing, config.engines)
     (folder / TENSORRT_RTX.name).mkdir()
     sidecar = build(tools, component, profiles_of(component, graphs, config))
     write_sidecar(folder, sidecar)

@@ -41,6 +41,8 @@ HOSTILE = [
     "x=\x00",
 ]
 OUTSIDE = [
+    "orchestration.quality.model=function:os:system",
+    "orchestration={secrets: {X: y}}",
     "profiles.demo.tracking.folder=/etc",
     "profiles.demo.tracking.folder=../out",
     "profiles.demo.tracking.folder='/etc'",
@@ -90,7 +92,7 @@ def schema() -> Callable[[str], dict[str, Any]]:
 def test_hostile_overrides_are_refused(override: str) -> None:
     with pytest.raises(ValidationError):
         TypeAdapter(_parameters.Override).validate_python(override)
-    with pytest.raises(ValueError, match=r"write KEY=VALUE|outside|cannot be read"):
+    with pytest.raises(ValueError, match=r"write KEY=VALUE|outside|cannot be read|not for a run"):
         _parameters.harmless_override(override)
 
 

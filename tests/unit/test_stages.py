@@ -169,8 +169,10 @@ def test_only_temporary_errors_are_tried_again_each_time_later() -> None:
 
 
 def test_a_command_is_ended_when_its_time_is_up() -> None:
-    with pytest.raises(TimeoutError):
-        run_streamed([sys.executable, "-c", "import time; time.sleep(60)"], print, timeout_s=0.3)
+    endless = "while True: print('x' * 9999)"
+    for code in ("import time; time.sleep(60)", endless):
+        with pytest.raises(TimeoutError):
+            run_streamed([sys.executable, "-c", code], lambda line: None, timeout_s=0.3)
 
 
 def test_progress_is_what_the_bar_says(monkeypatch: pytest.MonkeyPatch) -> None:
