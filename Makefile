@@ -33,7 +33,7 @@ run: setup ## the whole pipeline with the profile of params.yaml, then what came
 	@$(BIN)/dvc repro
 	@$(BIN)/python -m flows.summary
 
-serve: setup ## a Prefect server (if none is there) and the deployment train-metricgold
+serve: setup ## a Prefect server (if none is there), all deployments, the schedule
 	@$(BIN)/python -m flows.serve
 
 test: setup ## unit, golden and integration tests

@@ -186,18 +186,28 @@ def checkout_version(root: Path, version: Version) -> str | None:
         the commit in the stash, if something was put there.
 
     Raises:
-        UserError: a part of the version cannot be had; the same command completes it later.
+        UserError: a part of the version cannot be had, or a file that git does not know is in
+            the way; the same command completes it later.
     """
-    kept = _git.resolve(root, "HEAD") and _git.git(
-        root, "stash", "create", f"before the checkout of {version.tag}", env=_git.identity(root)
-    )
-    changed = bool(kept) and bool(_git.git(root, "status", "--porcelain", "--", *RUN_FILES))
-    if changed and kept:
-        message = f"before the checkout of {version.tag}"
-        _git.git(root, "stash", "store", "--message", message, kept)
+    kept = _set_aside(root, version)
     there = _git.git(root, "ls-tree", "--name-only", version.commit, "--", *RUN_FILES).splitlines()
     _git.git(root, "restore", f"--source={version.commit}", "--worktree", "--", *there)
     paths = champion_paths(root).values()
     _dvc.dvc_output(root, "pull" if default_remote(root) else "checkout", "--quiet", *paths)
     _dvc.dvc_output(root, "checkout", "--quiet", "--allow-missing")
-    return kept if changed else None
+    return kept
+
+
+def _set_aside(root: Path, version: Version) -> str | None:
+    """Put what was not committed into git's stash, if a checkout would overwrite any of it."""
+    tree = _git.git(root, "ls-tree", "-r", "--name-only", version.commit, "--", *RUN_FILES)
+    loose = _git.git(root, "ls-files", "--others", "--exclude-standard", "--", *RUN_FILES)
+    if clash := sorted(set(tree.splitlines()) & set(loose.splitlines())):
+        raise UserError(f"{', '.join(clash)}: not in git, and {version.tag} has it too; commit it")
+    changed = ("status", "--porcelain", "--untracked-files=no", "--", *RUN_FILES)
+    if not _git.git(root, *changed):
+        return None
+    message, env = f"before the checkout of {version.tag}", _git.identity(root)
+    kept = _git.git(root, "stash", "create", message, env=env)
+    _git.git(root, "stash", "store", "--message", message, kept, env=env)
+    return kept

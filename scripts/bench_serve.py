@@ -13,10 +13,12 @@ Clients run on the same machine as the servers and take their share of its cores
 from __future__ import annotations
 
 import argparse
+import contextlib
 import http.client
 import io
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -202,19 +204,17 @@ def main() -> None:
         "requests_a_round": options.requests,
         "results": [],
     }
-    with tempfile.TemporaryDirectory() as folder:
-        ways = {"batching": MAX_BATCH, "one by one": 1}
-        servers = {
-            way: Server(options.model, most, Path(folder) / f"{most}.log")
-            for way, most in ways.items()
-        }
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no server stays behind
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        servers = {}
+        for way, most in (("batching", MAX_BATCH), ("one by one", 1)):
+            servers[way] = Server(options.model, most, Path(folder) / f"{most}.log")
+            stack.callback(servers[way].end)
         for resolution in (int(text) for text in options.resolutions.split(",")):
             rows = measure(servers, session, resolution, file.getvalue(), options)
             result["results"].append({"processing_resolution": resolution, "cases": rows})
             for one in rows:
                 print(resolution, one, flush=True)
-        for server in servers.values():
-            server.end()
     result["load_at_end"] = os.getloadavg()
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

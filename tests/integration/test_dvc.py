@@ -28,7 +28,7 @@ STAGES = [
     *("data_report", "base_model", "train_vae", "cache_latents", "train_unet", "train_one_step"),
     "train_light",
     *(f"evaluate@{name}" for name in DATASETS),
-    *("export_onnx", "verify_onnx", "export_trt", "report"),
+    *("export_onnx", "export_trt", "verify_onnx", "report"),
 ]
 
 

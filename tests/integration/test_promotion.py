@@ -42,6 +42,8 @@ from tests.unit.toy import toy_model
 pytestmark = pytest.mark.integration
 
 SIZE = (16, 24)
+KEPT = ("metricgold", "onnx", "engines")
+"""Folders that a champion consists of."""
 PIPELINE = """\
 vars: [params.yaml]
 artifacts:
@@ -186,6 +188,11 @@ def project(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Proj
     return here
 
 
+def parts_of(files: dict[str, str], *names: str) -> dict[str, str]:
+    """Of a folder's hashes those below some of its folders."""
+    return {k: v for k, v in files.items() if k.split("/")[0] in names}
+
+
 def champion(project: Project) -> str | None:
     found = read_registry(project.root).champion
     return found.name if found else None
@@ -228,9 +235,7 @@ def test_the_life_of_two_champions(project: Project, tmp_path: Path) -> None:
     # From the remote alone, whatever the workspace holds now
     shutil.rmtree(project.root / ".dvc" / "cache")
     project.promotion("get", "v1.0.0", "--out", str(tmp_path / "got"))
-    parts = ("metricgold/", "onnx/", "engines/")
-    had = {k: v for k, v in hashes(tmp_path / "got").items() if k.startswith(parts)}
-    assert had == {k: v for k, v in files_a.items() if k.startswith(parts)}
+    assert parts_of(hashes(tmp_path / "got"), *KEPT) == parts_of(files_a, *KEPT)
     assert "v1.0.0" in (tmp_path / "got" / "README.md").read_text()
     out = str(tmp_path / "artifact")
     project.dvc("artifacts", "get", ".", "metricgold", "--rev", "v1.1.0", "-o", out)
@@ -244,9 +249,13 @@ def test_the_life_of_two_champions(project: Project, tmp_path: Path) -> None:
 
 
 def test_rollback_with_checkout_brings_the_files_back(project: Project) -> None:
-    promote_if_better(project.root, project.config)
+    """First without a remote, then from it, with all versions sent later."""
+    project.dvc("remote", "default", "--unset")
+    decision = promote_if_better(project.root, project.config)
+    assert "in this machine's cache only" in decision.markdown()
     files_a = project.files()
     project.choose("B")
+    files_b = project.files()
     promote_if_better(project.root, project.config)
     assert champion(project) == "v1.1.0"
     with (project.root / "params.yaml").open("a") as file:
@@ -257,6 +266,19 @@ def test_rollback_with_checkout_brings_the_files_back(project: Project) -> None:
     assert "not committed" not in (project.root / "params.yaml").read_text()
     assert "+# not committed" in git(project.root, "stash", "show", "-p")
     assert git(project.root, "symbolic-ref", "HEAD") == "refs/heads/main"
+
+    project.dvc("remote", "default", "store")
+    project.dvc("push", "-q", "--all-tags")
+    shutil.rmtree(project.root / ".dvc" / "cache")
+    project.promotion("checkout", "v1.1.0")
+    assert parts_of(project.files(), *KEPT) == parts_of(files_b, *KEPT)
+
+
+def test_a_checkout_overwrites_no_file_that_git_does_not_know(project: Project) -> None:
+    promote_if_better(project.root, project.config)
+    git(project.root, "rm", "-q", "--cached", "metrics/summary.json")
+    said = project.promotion("checkout", status=1)
+    assert "metrics/summary.json: not in git" in said
 
 
 def test_a_gate_that_fails_keeps_the_champion(project: Project, made: Path) -> None:
@@ -360,9 +382,7 @@ def test_a_second_clone_has_the_same_bytes_and_nothing_to_do(
 
     assert champion(other) == "v1.0.0"  # tags came with the clone
     other.promotion("get", "--out", str(tmp_path / "got"))
-    kept = ("metricgold", "onnx", "engines")
-    had = {k: v for k, v in hashes(tmp_path / "got").items() if k.startswith(kept)}
-    assert had == {k: v for k, v in project.files().items() if k.startswith(kept)}
+    assert parts_of(hashes(tmp_path / "got"), *KEPT) == parts_of(project.files(), *KEPT)
 
 
 def test_a_run_outside_of_git_is_not_kept_and_that_is_said(

@@ -28,8 +28,8 @@ ENTRY_POINTS = {
     "train_light": "metricgold/training/light.py",
     "evaluate": "metricgold/evaluation/benchmark.py",
     "export_onnx": "export/onnx_export.py",
-    "verify_onnx": "export/parity.py",
     "export_trt": "export/build_engine.py",
+    "verify_onnx": "export/parity.py",
     "report": "metricgold/evaluation/report.py",
 }
 FOLDERS = {
