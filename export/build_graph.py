@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from export import build_progress, ddim_engine, engine_audit
-from export.engine_manifest import EngineSidecar
+from export.engine_manifest import LIMITS, EngineSidecar, Profile
 from export.engine_options import BuildOptions, network_flags
-from export.engine_profiles import LIMITS, Profile
 from export.manifest import ExportError, Manifest, sha256_of
 from export.peak_memory import peak_memory
 from export.specs import DDIM_UPDATE, GRAPHS, Precision

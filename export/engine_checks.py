@@ -9,10 +9,10 @@ from typing import Any
 from export.engine_manifest import (
     ENGINE_HINT,
     EngineSidecar,
+    Profile,
     read_engine_manifest,
     read_sidecar,
 )
-from export.engine_profiles import fitting
 from export.manifest import BackendUnavailableError, ExportError, GraphFile, ShapeError
 from export.specs import DDIM_UPDATE, GRAPHS, ComponentSpec
 from export.trt_library import TrtLibrary
@@ -79,6 +79,21 @@ def built_engines(
                 f"{graphs[component].onnx_file}; {ENGINE_HINT}"
             )
     return found
+
+
+def fitting(profiles: Sequence[Profile], shapes: Mapping[str, Sequence[int]]) -> int | None:
+    """Index of the first profile whose ranges hold all of ``shapes``; None if there is none."""
+    for index, profile in enumerate(profiles):
+        if all(_inside(shapes[name], limits) for name, limits in profile.items()):
+            return index
+    return None
+
+
+def _inside(shape: Sequence[int], limits: Mapping[str, Sequence[int]]) -> bool:
+    if len(shape) != len(limits["min"]):
+        return False
+    sides = zip(limits["min"], shape, limits["max"], strict=True)
+    return all(low <= n <= high for low, n, high in sides)
 
 
 def check_profile(component: str, sidecar: EngineSidecar, shapes: Mapping[str, Any]) -> int | None:

@@ -11,12 +11,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from export.engine_profiles import Profile
 from export.manifest import MANIFEST_FILE, ExportError, read_json, verify_files
 from metricgold import files
 
 ENGINE_HINT = "run 'dvc repro export_trt' or 'python -m export.build_engine'"
 FORMAT = 2
+Profile = dict[str, dict[str, list[int]]]
+"""Input name to ``min``, ``opt`` and ``max`` shape."""
+LIMITS = ("min", "opt", "max")
 
 
 @dataclass(frozen=True, kw_only=True)

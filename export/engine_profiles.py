@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import get_args
 
+from export.engine_manifest import LIMITS, Profile
 from export.manifest import ExportError, Manifest
 from export.specs import COMPONENTS, DDIM_UPDATE, UNET_STEP, ComponentSpec, LatentGrid
 from metricgold.config import EngineComponent, EngineProfileConfig, ExportConfig
 
 assert set(COMPONENTS) == set(get_args(EngineComponent)), "specs.py and config.py disagree"
-
-Profile = dict[str, dict[str, list[int]]]
-"""Input name to ``min``, ``opt`` and ``max`` shape."""
-LIMITS = ("min", "opt", "max")
 
 
 def profiles_of(name: str, graphs: Manifest, config: ExportConfig) -> list[Profile]:
@@ -53,21 +50,6 @@ def shape_profile(spec: ComponentSpec, wanted: EngineProfileConfig, grid: Latent
         }
         for name, tensor in spec.inputs.items()
     }
-
-
-def fitting(profiles: Sequence[Profile], shapes: Mapping[str, Sequence[int]]) -> int | None:
-    """Index of the first profile whose ranges hold all of ``shapes``; None if there is none."""
-    for index, profile in enumerate(profiles):
-        if all(_inside(shapes[name], limits) for name, limits in profile.items()):
-            return index
-    return None
-
-
-def _inside(shape: Sequence[int], limits: Mapping[str, Sequence[int]]) -> bool:
-    if len(shape) != len(limits["min"]):
-        return False
-    sides = zip(limits["min"], shape, limits["max"], strict=True)
-    return all(low <= n <= high for low, n, high in sides)
 
 
 def _wanted(name: str, config: ExportConfig) -> tuple[str, Sequence[EngineProfileConfig]]:

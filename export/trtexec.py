@@ -11,7 +11,8 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from export.engine_profiles import LIMITS, Profile, profiles_of
+from export.engine_manifest import LIMITS, Profile
+from export.engine_profiles import profiles_of
 from export.manifest import Manifest
 from export.specs import GRAPHS
 from metricgold.config import EnginesConfig, ExportConfig

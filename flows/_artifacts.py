@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
 
+import httpx
 import yaml
 from prefect.artifacts import (
     create_link_artifact,
@@ -58,10 +59,13 @@ class Progress:
         self._next = self._clock() + PROGRESS_EVERY_S
         percent = float(bar["percent"])
         text = f"{self._stage}: {bar['what'] or 'working'}, {bar['count']}, {bar['left']} left"
-        if self._artifact is None:
-            self._artifact = cast(UUID, create_progress_artifact(percent, self._key, text))
-        else:
-            update_progress_artifact(self._artifact, percent, text)
+        try:
+            if self._artifact is None:
+                self._artifact = cast(UUID, create_progress_artifact(percent, self._key, text))
+            else:
+                update_progress_artifact(self._artifact, percent, text)
+        except httpx.HTTPError:
+            pass  # the server is away or busy, which is no reason for a stage to end
 
 
 def publish_metrics(rows: list[dict[str, Any]], after: str) -> None:

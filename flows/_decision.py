@@ -39,7 +39,7 @@ TITLES: dict[Outcome, str] = {
 
 def now() -> str:
     """Date and time in UTC."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
 @dataclass(kw_only=True)
@@ -96,7 +96,7 @@ class Decision:
 
     def write(self, root: Path) -> Path:
         """Write both into ``artifacts/promotion``; returns the JSON's path."""
-        stamp = "".join(c for c in self.date[:19] if c.isdigit())
+        stamp = "".join(c for c in self.date[:26] if c.isdigit())
         path = Workspace(root).promotion / f"{stamp}-{(self.challenger or 'none')[:12]}.json"
         files.write_text(path.with_suffix(".md"), self.markdown())
         files.write_json(path, self.record())

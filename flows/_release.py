@@ -121,8 +121,9 @@ def commit_version(
 
 def default_remote(root: Path) -> str | None:
     """The name of DVC's default remote, if one is set."""
-    answer = _dvc.dvc_output(root, "remote", "default").strip()
-    return None if not answer or "No default remote" in answer else answer
+    settings = _dvc.dvc_output(root, "config", "--list").splitlines()
+    found = [line.partition("=")[2] for line in settings if line.startswith("core.remote=")]
+    return found[-1] if found else None
 
 
 def push(root: Path) -> str | None:

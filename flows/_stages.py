@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import functools
 import queue
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
+from uuid import UUID
 
-from prefect import flow, get_run_logger, task
+from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
-from prefect.client.orchestration import get_client
 from prefect.context import TaskRunContext
 from prefect.futures import PrefectFuture
-from prefect.states import Completed, Failed, Running
 
 from flows._artifacts import Progress
 from flows._dvc import Graph, Pipeline, StageError, TemporaryError
 from flows._secrets import hider
+from flows._shown import ShownStage
 from flows._stage import PARENT_TASK_RUN
 from metricgold.config import OrchestrationConfig, RetryConfig
 
@@ -45,25 +44,31 @@ class Runner:
         self._secrets = secrets
         self._forced = forced
 
-    def run(self, stage: str, log: Callable[[str], None], parent: str) -> None:
-        """Bring a stage up to date, its lines to ``log``, without secrets in them."""
+    def run(self, stage: str, log: Callable[[str], None], parent: UUID) -> None:
+        """Bring a stage up to date, its lines to ``log``, without secrets in them.
+
+        Args:
+            parent: the task run.
+        """
         progress, hidden = Progress(stage), hider(self._secrets)
 
         def write(line: str) -> None:
             """One line of the stage."""
             log(hidden(line))
             progress(line)
+            shown()
 
-        try:
-            self.pipeline.reproduce(
-                stage,
-                write,
-                force=stage in self._forced,
-                env={**self._secrets, PARENT_TASK_RUN: parent},
-                timeout_s=self.settings.timeout_s.get(kind_of(stage)),
-            )
-        except StageError as error:
-            raise type(error)(hidden(str(error))) from None
+        with ShownStage(stage, parent) as shown:
+            try:
+                self.pipeline.reproduce(
+                    stage,
+                    write,
+                    force=stage in self._forced,
+                    env={**self._secrets, PARENT_TASK_RUN: str(parent)},
+                    timeout_s=self.settings.timeout_s.get(kind_of(stage)),
+                )
+            except StageError as error:
+                raise type(error)(hidden(str(error))) from None
 
 
 @task(name="stage", task_run_name="{stage}", persist_result=False, cache_policy=NO_CACHE)
@@ -75,27 +80,8 @@ def reproduce_stage(stage: str, stale: bool, runner: Runner) -> str:
         return UP_TO_DATE
     context = TaskRunContext.get()
     assert context is not None
-    with shown_as_flow_run(stage, context.task_run.id):
-        runner.run(stage, logger.info, str(context.task_run.id))
+    runner.run(stage, logger.info, context.task_run.id)
     return REPRODUCED
-
-
-@contextmanager
-def shown_as_flow_run(stage: str, parent: Any) -> Iterator[None]:
-    """A flow run below the task run: the stage as if it had been started by itself."""
-
-    def nothing() -> None:
-        """The stage runs in a process of its own."""
-
-    shown = flow(name=stage.replace("_", "-"))(nothing)
-    with get_client(sync_client=True) as client:
-        run = client.create_flow_run(shown, name=stage, parent_task_run_id=parent, state=Running())
-        try:
-            yield
-        except BaseException as error:
-            client.set_flow_run_state(run.id, Failed(message=str(error)), force=True)
-            raise
-        client.set_flow_run_state(run.id, Completed(), force=True)
 
 
 def kind_of(stage: str) -> str:

@@ -23,6 +23,7 @@ def write_graphs(folder: Path, checkpoint_sha256: str, name: str) -> None:
     files = {graph.name: sha256_of(graph)}
     Manifest(
         precision="fp32",
+        attention="fp32",
         opset=23,
         dynamic=True,
         static_size=None,
@@ -36,6 +37,7 @@ def write_graphs(folder: Path, checkpoint_sha256: str, name: str) -> None:
         fov={},
         preprocessing={},
         versions={},
+        licence="not stated",
         checkpoint_sha256=checkpoint_sha256,
         scheduler=table,
         components={"unet_step": GraphFile(files=files, bytes=1, inputs={}, output={})},

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from export.engine_profiles import around, fitting, profiles_of, shape_profile
+from export.engine_checks import fitting
+from export.engine_profiles import around, profiles_of, shape_profile
 from export.manifest import ExportError, read_manifest
 from export.specs import COMPONENTS, DDIM_UPDATE, ONE_STEP, UNET_STEP, VAE_ENCODER, LatentGrid
 from metricgold.config import ConfigError, ExportConfig, load_config
@@ -62,10 +63,10 @@ def test_graphs_of_one_size_have_none(exported: Workspace, export_config: Export
 def test_a_size_the_networks_cannot_take_is_named(
     exported: Workspace, export_config: ExportConfig, component: str
 ) -> None:
-    odd = {"min": [8, 8], "opt": [10, 16], "max": [16, 16]}
+    odd = {"min": [8, 8], "opt": [11, 16], "max": [16, 16]}
     config = with_engines(export_config, profiles=[odd], components={"unet_step": [odd]})
     key = {"vae_encoder": "profiles", "unet_step": "components.unet_step"}[component]
-    told = f"params.yaml: export.engines.{key} has 10x16; both sides must be multiples of 4"
+    told = f"params.yaml: export.engines.{key} has 11x16; both sides must be multiples of 2"
     with pytest.raises(ExportError, match=told):
         profiles_of(component, read_manifest(exported.onnx), config)
 

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_engines import entry_of
 from git_project import forget_user, git, make_repository, write_run
 from made_graphs import write_graphs
 
-from export.engine_manifest import EngineFile, EngineManifest, LibraryBuild
+from export.engine_manifest import EngineManifest, EngineSidecar, LibraryBuild
 from export.manifest import sha256_of, sha256_of_folder
 from flows import _dvc, _gates, _release, promotion
 from flows._decision import Decision
@@ -287,19 +288,29 @@ def test_a_failed_parity_is_no_pass(project: Path, parity: dict[str, Any], said:
     assert said in gate.detail
 
 
-def engine_of(onnx_sha256: str, file: Path) -> EngineManifest:
-    engine = EngineFile(
-        file=file.name,
-        sha256=sha256_of(file),
+def engine_of(graph: Path, plan: Path) -> None:
+    """An engines folder with one engine of a graph, as a build would describe it."""
+    sidecar = EngineSidecar(
+        component="unet_step",
+        library="tensorrt-rtx",
+        versions={"tensorrt-rtx": "1"},
+        compute_capabilities=["8.9"],
+        file=plan.name,
+        sha256=sha256_of(plan),
         bytes=1,
+        graph={graph.name: sha256_of(graph)},
+        precision="fp32",
+        profiles=[],
+        options={},
+        not_available={},
+        audit={},
         seconds=1.0,
-        onnx_sha256=onnx_sha256,
-        profile={},
+        peak_memory_mib=None,
+        log="",
     )
-    build = LibraryBuild(
-        library_version="1", compute_capabilities=["8.9"], engines={"unet_step": engine}
-    )
-    return EngineManifest(builds={"tensorrt-rtx": build})
+    engines = {"unet_step": entry_of(plan.parent, sidecar)}
+    build = LibraryBuild(library_version="1", compute_capabilities=["8.9"], engines=engines)
+    EngineManifest(builds={"tensorrt-rtx": build}).write(plan.parent)
 
 
 def test_graphs_and_engines_must_be_of_the_checkpoint(project: Path) -> None:
@@ -308,15 +319,15 @@ def test_graphs_and_engines_must_be_of_the_checkpoint(project: Path) -> None:
     write_graphs(artifacts / "onnx", sha256_of_folder(artifacts / "metricgold"), "B")
     graph, plan = artifacts / "onnx/unet_step.onnx", artifacts / "engines/unet.plan"
     plan.write_text("plan")
-    engine_of(sha256_of(graph), plan).write(plan.parent)
+    engine_of(graph, plan)
     gates = gates_of(project)
     assert gates["graphs"].passed
     assert gates["engines"].passed
     assert gates["engines"].detail == "tensorrt-rtx: 1 engines of these graphs"
 
-    engine_of("another", plan).write(plan.parent)
-    assert "built from another graph" in gates_of(project)["engines"].detail
-    engine_of(sha256_of(graph), plan).write(plan.parent)
+    engine_of(artifacts / "metricgold/README.md", plan)
+    assert "built from another unet_step.onnx" in gates_of(project)["engines"].detail
+    engine_of(graph, plan)
     plan.write_text("damaged")
     assert not gates_of(project)["engines"].passed
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from export import build_engine
-from export.engine_profiles import LIMITS, profiles_of
+from export.engine_manifest import LIMITS
+from export.engine_profiles import profiles_of
 from export.manifest import read_manifest
 from export.specs import GRAPHS, UNET_STEP
 from export.trtexec import command_lines
