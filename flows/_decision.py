@@ -131,8 +131,7 @@ def _next_steps(version: str, remote: str | None) -> list[str]:
     files_are = (
         f"Its files are in the DVC remote '{remote}'."
         if remote
-        else "No default DVC remote is set: its files are in this machine's cache only; "
-        "`dvc push --all-tags` sends them later."
+        else "No default DVC remote is set: its files are in this machine's cache only."
     )
     return [f"{files_are} To publish it: `git push origin --tags`."]
 

@@ -194,7 +194,7 @@ def checkout_version(root: Path, version: Version) -> str | None:
     there = _git.git(root, "ls-tree", "--name-only", version.commit, "--", *RUN_FILES).splitlines()
     _git.git(root, "restore", f"--source={version.commit}", "--worktree", "--", *there)
     paths = champion_paths(root).values()
-    _dvc.dvc_output(root, "pull" if default_remote(root) else "checkout", "--quiet", *paths)
+    _dvc.dvc_output(root, "pull" if default_remote(root) else "checkout", *paths)
     _dvc.dvc_output(root, "checkout", "--quiet", "--allow-missing")
     return kept
 

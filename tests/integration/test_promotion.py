@@ -249,7 +249,6 @@ def test_the_life_of_two_champions(project: Project, tmp_path: Path) -> None:
 
 
 def test_rollback_with_checkout_brings_the_files_back(project: Project) -> None:
-    """First without a remote, then from it, with all versions sent later."""
     project.dvc("remote", "default", "--unset")
     decision = promote_if_better(project.root, project.config)
     assert "in this machine's cache only" in decision.markdown()
@@ -266,12 +265,6 @@ def test_rollback_with_checkout_brings_the_files_back(project: Project) -> None:
     assert "not committed" not in (project.root / "params.yaml").read_text()
     assert "+# not committed" in git(project.root, "stash", "show", "-p")
     assert git(project.root, "symbolic-ref", "HEAD") == "refs/heads/main"
-
-    project.dvc("remote", "default", "store")
-    project.dvc("push", "-q", "--all-tags")
-    shutil.rmtree(project.root / ".dvc" / "cache")
-    project.promotion("checkout", "v1.1.0")
-    assert parts_of(project.files(), *KEPT) == parts_of(files_b, *KEPT)
 
 
 def test_a_checkout_overwrites_no_file_that_git_does_not_know(project: Project) -> None:
