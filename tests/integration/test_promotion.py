@@ -207,7 +207,6 @@ def test_the_life_of_two_champions(project: Project, tmp_path: Path) -> None:
 
     project.choose("B")
     assert project.files() != files_a
-    files_b = project.files()
     decision = promote_if_better(project.root, project.config)
     assert "**metricgold v1.1.0: better than the champion**" in decision.markdown()
     assert decision.remote == "store"
@@ -254,7 +253,6 @@ def test_rollback_with_checkout_brings_the_files_back(project: Project) -> None:
     assert "in this machine's cache only" in decision.markdown()
     files_a = project.files()
     project.choose("B")
-    files_b = project.files()
     promote_if_better(project.root, project.config)
     assert champion(project) == "v1.1.0"
     with (project.root / "params.yaml").open("a") as file:
