@@ -10,10 +10,11 @@ from uuid import UUID
 import httpx
 from prefect import flow, get_client
 from prefect.client.schemas.objects import State
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Completed, Failed, Running
 from prefect.types._datetime import now
 
-EVERY_S = 0.5
+EVERY_S = 0.1
 PATIENCE_S = 10.0
 
 
@@ -45,12 +46,13 @@ class ShownStage:
 
         shown = flow(name=self._stage.replace("_", "-"))(nothing)
         try:
-            made = self._client.create_flow_run(
-                shown,
-                name=self._stage,
-                parent_task_run_id=self._parent,
-                state=Running(timestamp=self._begin),
-            )
+            with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):  # asked again here, sooner
+                made = self._client.create_flow_run(
+                    shown,
+                    name=self._stage,
+                    parent_task_run_id=self._parent,
+                    state=Running(timestamp=self._begin),
+                )
             self._run = made.id
         except httpx.HTTPError:
             self._next = time.monotonic() + EVERY_S
