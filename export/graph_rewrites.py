@@ -22,11 +22,10 @@ def split_group_norms(model: ir.Model) -> None:
     """Group normalisation as one scale and one shift a channel: ``y = s x + t``.
 
     With a group's mean ``m`` and variance ``v = E[x^2] - m^2``, ``s = w / sqrt(v + eps)`` and
-    ``t = b - s m``. ONNX Runtime has no kernel for ``GroupNormalization`` on the CPU or CUDA: it
-    runs the operator's definition, which goes over the picture eight times and copies it once
-    more for a cast that changes nothing. Here it is read twice and written three times, and the
-    rest is done with a number a channel. Not for half precision, where TensorRT has a kernel that
-    sums in float32.
+    ``t = b - s m``. ONNX Runtime has no kernel for ``GroupNormalization`` on the CPU: it
+    runs the operator's definition, eight operators over the whole picture, among them a cast that
+    changes nothing. Here there are five, and the rest is done with a number a channel. Not for
+    half precision, where the operator itself says that sums are made in float32.
     """
     for node in list(model.graph):
         if node.op_type == "GroupNormalization" and node.domain == "":

@@ -22,7 +22,9 @@ _LEVELS: dict[Level, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class OrtOptions:
-    """Settings of a session; the defaults are what ``scripts/bench_runtime.py`` found best.
+    """Settings of a session; the defaults are ONNX Runtime's own, but for the cores it may use.
+
+    ``scripts/bench_runtime.py`` times them against each other.
 
     Attributes:
         threads: that one graph runs on; None: as many as this process may use cores.

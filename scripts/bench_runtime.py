@@ -229,38 +229,43 @@ def settings(model: Model, size: Size, rounds: int) -> dict[str, dict[str, float
 
 
 _CHILD = """
-import json, resource, sys, time
+import json, sys, time
+from export.peak_memory import peak_memory
 kind, folder, height, width, cache = *sys.argv[1:3], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5]
-import numpy as np
-rgb = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-began = time.perf_counter()
-if kind == "torch eager":
+
+def torch_call():
     from metricgold.pipeline import MetricGoldPipeline
-    imported = time.perf_counter()
+    yield
     pipeline = MetricGoldPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
-    def call():
-        pipeline([rgb], 1, processing_resolution=0, fov_deg=50)
-else:
+    yield lambda: pipeline([rgb], 1, processing_resolution=0, fov_deg=50)
+
+def ort_call():
     import onnxruntime
     from pathlib import Path
     from export.ort_options import OrtOptions
     from export.runtime import open_session
-    imported = time.perf_counter()
+    yield
     options = OrtOptions(cache=Path(cache) if cache else None, arena="no arena" not in kind)
     session = open_session(folder, "onnxruntime-cpu", options=options)
-    def call():
-        session.infer(rgb, steps=1, processing_resolution=0, fov_deg=50)
-opened = time.perf_counter()
-call()
-first = time.perf_counter()
-for _ in range(5):
-    call()
-last = time.perf_counter()
+    yield lambda: session.infer(rgb, steps=1, processing_resolution=0, fov_deg=50)
+
+with peak_memory() as peak:  # not getrusage, which knows the largest of the parent too
+    times = [time.perf_counter()]
+    import numpy as np
+    rgb = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    made = torch_call() if kind == "torch eager" else ort_call()
+    next(made)
+    times.append(time.perf_counter())
+    call = next(made)
+    times.append(time.perf_counter())
+    for _ in range(6):
+        call()
+        times.append(time.perf_counter())
+imported, opened, first, *later = (b - a for a, b in zip(times, times[1:]))
 print(json.dumps({
-    "import_s": round(imported - began, 3), "open_s": round(opened - imported, 3),
-    "first_call_s": round(first - opened, 3), "later_call_s": round((last - first) / 5, 3),
-    "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+    "import_s": round(imported, 3), "open_s": round(opened, 3), "first_call_s": round(first, 3),
+    "later_call_s": round(sum(later) / len(later), 3), "peak_memory_mib": peak.mib,
 }))
 """
 
