@@ -155,6 +155,17 @@ class Api:
         body = {"flow_runs": {"id": {"any_": [run_id]}}}
         return {task["name"]: task for task in self.got("POST", "task_runs/filter", body)}
 
+    def ended_tasks(self, run_id: str, names: set[str]) -> dict[str, dict[str, Any]]:
+        """The task runs, which must be these; the server learns of them a little later."""
+
+        def told() -> bool:
+            """Whether it knows of all that they have ended, and of no other."""
+            found = self.tasks(run_id)
+            return set(found) == names and all(t["state_type"] in ENDED for t in found.values())
+
+        wait_for(told, 60, f"task runs {names}")
+        return self.tasks(run_id)
+
     def artifacts(self, run_id: str) -> dict[str, dict[str, Any]]:
         body = {"artifacts": {"flow_run_id": {"any_": [run_id]}}}
         return {a["key"]: a for a in self.got("POST", "artifacts/filter", body)}
@@ -181,8 +192,8 @@ def check_offers(api: Api) -> None:
 def check_first_run(api: Api, folder: Path) -> None:
     """Side by side, tried again, with progress and origin."""
     ran = api.completed("train-metricgold")
-    tasks = api.tasks(ran["id"])
-    assert set(tasks) == {"download@a", "download@b", "flaky", "talkative"}
+    names = {"download@a", "download@b", "flaky", "talkative"}
+    tasks = api.ended_tasks(ran["id"], names)
     assert tasks["flaky"]["run_count"] == 2
     assert tasks["talkative"]["run_count"] == 1
     found = api.artifacts(ran["id"])
@@ -269,7 +280,7 @@ def check_failures(api: Api, folder: Path) -> None:
     failed = api.finished(api.start("train-metricgold"))
     assert failed["state_type"] == "FAILED"
     assert "stage 'nan' failed: the loss is nan" in failed["state"]["message"]
-    assert api.tasks(failed["id"])["nan"]["run_count"] == 1
+    assert api.ended_tasks(failed["id"], {"nan"})["nan"]["run_count"] == 1
     assert (folder / "tries.txt").read_text(encoding="utf-8") == "tried\n"
     (folder / "dvc.yaml").write_text(STUCK, encoding="utf-8")
     failed = api.finished(api.start("train-metricgold"))
@@ -357,7 +368,7 @@ def test_new_files_at_a_source_start_a_run(watched: Served) -> None:
 
     own_frames(folder / "mine", 4)
     ingested = api.completed("ingest-dataset", dataset="folder")
-    assert set(api.tasks(ingested["id"])) == {"source@folder"}
+    api.ended_tasks(ingested["id"], {"source@folder"})
     assert listed(folder) == before + 4
     assert len(triggered(api)) == 1
     quality = api.completed("watch-quality")

@@ -207,6 +207,7 @@ def test_the_life_of_two_champions(project: Project, tmp_path: Path) -> None:
 
     project.choose("B")
     assert project.files() != files_a
+    files_b = project.files()
     decision = promote_if_better(project.root, project.config)
     assert "**metricgold v1.1.0: better than the champion**" in decision.markdown()
     assert decision.remote == "store"
