@@ -109,7 +109,7 @@ def latest_decision(root: Path) -> Path | None:
 
 
 def _table(verdicts: Sequence[Verdict]) -> list[str]:
-    head = "| figure | frames | champion | challenger | better by | interval | wanted | passed |"
+    head = "| figure | frames | champion | challenger | improvement | interval | wanted | passed |"
     lines = [head, "|---|---|---|---|---|---|---|---|"]
     for v in verdicts:
         wanted = f"> {v.margin:g}" if v.rule == "better" else f"≥ {-v.margin or 0:g}"
@@ -131,7 +131,8 @@ def _next_steps(version: str, remote: str | None) -> list[str]:
     files_are = (
         f"Its files are in the DVC remote '{remote}'."
         if remote
-        else "No default DVC remote is set: its files are in this machine's cache only."
+        else "No default DVC remote is set: its files are in this machine's cache only. To send "
+        f"them later: `python -m flows.promotion checkout {version}`, then `dvc push`."
     )
     return [f"{files_are} To publish it: `git push origin --tags`."]
 

@@ -130,7 +130,7 @@ def push(root: Path) -> str | None:
     """Send all that a champion consists of to the default remote; its name, if there is one."""
     remote = default_remote(root)
     if remote is not None:
-        _dvc.dvc_output(root, "push", "--quiet", *champion_paths(root).values())
+        _dvc.dvc_output(root, "push", *champion_paths(root).values())
     return remote
 
 
@@ -152,7 +152,7 @@ def fetched_checkpoint(root: Path, version: Version) -> Path:
 
 
 def _get(root: Path, version: Version, path: str, out: Path) -> None:
-    command = ("get", str(root), path, "--rev", version.commit, "--out", str(out), "--quiet")
+    command = ("get", str(root), path, "--rev", version.commit, "--out", str(out))
     try:
         _dvc.dvc_output(root, *command)
     except _dvc.StageError as error:
@@ -195,7 +195,7 @@ def checkout_version(root: Path, version: Version) -> str | None:
     _git.git(root, "restore", f"--source={version.commit}", "--worktree", "--", *there)
     paths = champion_paths(root).values()
     _dvc.dvc_output(root, "pull" if default_remote(root) else "checkout", *paths)
-    _dvc.dvc_output(root, "checkout", "--quiet", "--allow-missing")
+    _dvc.dvc_output(root, "checkout", "--allow-missing")
     return kept
 
 

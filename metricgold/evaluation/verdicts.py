@@ -82,7 +82,7 @@ class Verdict:
             lacking = [n for n in (CHAMPION, CHALLENGER) if getattr(self, n) is None]
             return f"{self.figure} on {where}: {' and '.join(lacking)} without; {self._outcome}"
         return (
-            f"{self.figure} on {where}: {self.champion:.4f} -> {self.challenger:.4f}, better by "
+            f"{self.figure} on {where}: {self.champion:.4f} -> {self.challenger:.4f}, improvement "
             f"{self.improvement:+.4f} [{self.low:+.4f}, {self.high:+.4f}]; {self._outcome}"
         )
 

@@ -249,11 +249,13 @@ def test_the_life_of_two_champions(project: Project, tmp_path: Path) -> None:
 
 
 def test_rollback_with_checkout_brings_the_files_back(project: Project) -> None:
+    """First without a remote; then from one to which the files were sent later."""
     project.dvc("remote", "default", "--unset")
     decision = promote_if_better(project.root, project.config)
     assert "in this machine's cache only" in decision.markdown()
     files_a = project.files()
     project.choose("B")
+    files_b = project.files()
     promote_if_better(project.root, project.config)
     assert champion(project) == "v1.1.0"
     with (project.root / "params.yaml").open("a") as file:
@@ -264,6 +266,17 @@ def test_rollback_with_checkout_brings_the_files_back(project: Project) -> None:
     assert "not committed" not in (project.root / "params.yaml").read_text()
     assert "+# not committed" in git(project.root, "stash", "show", "-p")
     assert git(project.root, "symbolic-ref", "HEAD") == "refs/heads/main"
+
+    project.dvc("remote", "default", "store")
+    project.promotion("checkout", "v1.1.0")
+    project.dvc("push", "-q")
+    shutil.rmtree(project.root / ".dvc" / "cache")
+    (project.root / "artifacts/metricgold/README.md").write_text("mine\n")
+    assert "unsaved files" in project.promotion("checkout", "v1.1.0", status=1)
+    assert (project.root / "artifacts/metricgold/README.md").read_text() == "mine\n"
+    shutil.rmtree(project.root / "artifacts")
+    project.promotion("checkout", "v1.1.0")
+    assert parts_of(project.files(), *KEPT) == parts_of(files_b, *KEPT)
 
 
 def test_a_checkout_overwrites_no_file_that_git_does_not_know(project: Project) -> None:
