@@ -36,8 +36,17 @@ DatasetStageFunction = Callable[[ProfileConfig, Workspace, DatasetName], None]
 
 
 def stage_main(name: str, run: StageFunction) -> None:
-    """Command line of a stage that takes no arguments."""
-    run_cli(lambda: execute(name, run))
+    """Command line of a stage that takes no arguments; anything but ``--help`` is refused."""
+
+    def main() -> int:
+        argparse.ArgumentParser(
+            prog=f"python -m flows.{name}",
+            description="Run this stage alone with the profile of params.yaml; "
+            "'dvc repro' runs it with what it needs, and only if something changed.",
+        ).parse_args()
+        return execute(name, run)
+
+    run_cli(main)
 
 
 def dataset_stage_main(name: str, run: DatasetStageFunction) -> None:

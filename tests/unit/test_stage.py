@@ -64,6 +64,18 @@ def test_dataset_is_required_and_known(capsys: pytest.CaptureFixture[str]) -> No
     assert "hypersim" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("argument", "code"), [("--help", 0), ("--resume", 2)])
+def test_a_stage_without_arguments_refuses_them(
+    monkeypatch: pytest.MonkeyPatch, argument: str, code: int
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train_vae", argument])
+    ran: list[object] = []
+    with pytest.raises(SystemExit) as caught:
+        _stage.stage_main("train_vae", lambda c, w: ran.append(c))
+    assert caught.value.code == code
+    assert not ran
+
+
 def test_stage_gets_the_profile_and_the_workspace(project: Path) -> None:
     seen: list[tuple[ProfileConfig, Workspace]] = []
     assert _stage.execute("train_vae", lambda c, w: seen.append((c, w))) == 0
