@@ -97,7 +97,7 @@ def set_metadata(graph: onnx_ir.Model, manifest: Manifest, name: str) -> None:
     """What the file says of itself: everything a reader needs, and which of the graphs it is."""
     graph.graph.name = name
     graph.producer_name = "metricgold"
-    graph.producer_version = manifest.versions["torch"]
+    graph.producer_version = manifest.versions["metricgold"]
     graph.metadata_props.clear()
     graph.metadata_props[METADATA_KEY] = json.dumps(manifest.metadata(), sort_keys=True)
     graph.metadata_props[GRAPH_KEY] = name
