@@ -172,13 +172,15 @@ def _shape(value: onnx_ir.Value) -> list[str | int]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter's notes on optional packages and renamed axes concern nobody here."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """The exporter's notes on optional packages, axes and what it tried concern nobody here."""
+    loggers = [logging.getLogger(n) for n in ("torch.onnx", "torch.utils._sympy.interp")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

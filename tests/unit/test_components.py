@@ -145,6 +145,9 @@ def test_a_size_the_networks_cannot_take_is_named(export_config: ExportConfig) -
     bad = export_config.model_copy(update={"parity_sizes": ((16, 24), (16, 25))})
     with pytest.raises(ExportError, match=r"parity_sizes has 16x25.*multiples of 4"):
         check_sizes(bad, 4)
+    bad = export_config.model_copy(update={"engine_size": (15, 24)})
+    with pytest.raises(ExportError, match=r"engine_size \(or --fixed\) has 15x24"):
+        check_sizes(bad, 4)
 
 
 def test_parity_passes_and_is_written(exported: Workspace, export_config: ExportConfig) -> None:
