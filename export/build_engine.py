@@ -117,11 +117,22 @@ def _report(sidecar: EngineSidecar, told: set[str]) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Command line; shapes and options come from ``params.yaml``."""
     ws = Workspace()
-    parser = argparse.ArgumentParser(prog="python -m export.build_engine", description=__doc__)
-    parser.add_argument("--onnx", type=Path, default=ws.onnx)
-    parser.add_argument("--out", type=Path, default=ws.engines)
-    parser.add_argument("--backend", choices=list(LIBRARIES), action="append")
-    parser.add_argument(
+    parser = argparse.ArgumentParser(
+        prog="python -m export.build_engine",
+        description="ONNX graphs to TensorRT and TensorRT-RTX engines. Shapes, workspace, weight "
+        "streaming, compatibility and the like are export.engines of params.yaml; precision is "
+        "that of the graphs. See docs/tensorrt.md.",
+    )
+    add = parser.add_argument
+    add("--onnx", type=Path, default=ws.onnx, help="folder of exported graphs (%(default)s)")
+    add("--out", type=Path, default=ws.engines, help="folder for the engines (%(default)s)")
+    add(
+        "--backend",
+        choices=list(LIBRARIES),
+        action="append",
+        help="with this library, or fail; may be repeated (default: with each that can build here)",
+    )
+    add(
         "--commands",
         action="store_true",
         help="print what NVIDIA's trtexec and polygraphy need for the same engines; build nothing",

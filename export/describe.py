@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import onnx
 import onnxscript
 import torch
@@ -17,6 +18,7 @@ import yaml
 from diffusers import DDIMScheduler
 
 from export.manifest import ExportError, Manifest, SchedulerTable
+from metricgold import __version__
 from metricgold.config import ExportConfig
 from metricgold.model import FOV_FEATURES, FOV_OCTAVES, vae_factor
 from metricgold.pretrained import INDEX_FILE, MetricGoldModel
@@ -99,6 +101,8 @@ def describe(
         fov={"features": FOV_FEATURES, "octaves": list(FOV_OCTAVES), "formula": FOV_FORMULA},
         preprocessing=PREPROCESSING,
         versions={
+            "metricgold": __version__,
+            "diffusers": diffusers.__version__,
             "torch": torch.__version__.partition("+")[0],
             "onnx": onnx.__version__,
             "onnxscript": onnxscript.__version__,

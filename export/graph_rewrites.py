@@ -19,13 +19,14 @@ def rewrite(graph: ir.Model, precision: Precision) -> None:
 
 
 def split_group_norms(model: ir.Model) -> None:
-    """Group normalisation as one scale and one shift a channel: ``y = s x + t``.
+    """Group normalisation as instance normalisation of its groups, and an affine map.
 
-    With a group's mean ``m`` and variance ``v = E[x^2] - m^2``, ``s = w / sqrt(v + eps)`` and
-    ``t = b - s m``. ONNX Runtime has no kernel for ``GroupNormalization`` on the CPU: it
-    runs the operator's definition, eight operators over the whole picture, among them a cast that
-    changes nothing. Here there are five, and the rest is done with a number a channel. Not for
-    half precision, where the operator itself says that sums are made in float32.
+    ONNX Runtime has no kernel for ``GroupNormalization`` on the CPU: it runs the operator's
+    definition, eight operators over the whole picture, whose variance ``E[x^2] - E[x]^2`` cancels
+    where the mean exceeds the deviation: at a thousand times it is negative, and the result NaN.
+    Kernels of ``InstanceNormalization`` subtract the mean first, and there are three operators over
+    the picture. Not for half precision: there the rounding of the input costs more than the
+    cancellation up to that same ratio, and TensorRT has a layer of its own for the operator.
     """
     for node in list(model.graph):
         if node.op_type == "GroupNormalization" and node.domain == "":
@@ -38,7 +39,6 @@ def _split(graph: ir.Graph, node: ir.Node) -> None:
     weights, biases = _constant(weight), _constant(bias)
     groups = node.attributes["num_groups"].as_int()
     epsilon = node.attributes["epsilon"].as_float()
-    channels = len(weights)
     prefix = node.outputs[0].name
     added: list[ir.Node] = []
 
@@ -49,7 +49,7 @@ def _split(graph: ir.Graph, node: ir.Node) -> None:
         graph.register_initializer(found)
         return found
 
-    def apply(operator: str, *inputs: ir.Value, **attributes: int) -> ir.Value:
+    def apply(operator: str, *inputs: ir.Value, **attributes: float) -> ir.Value:
         made = ir.node(operator, inputs, attributes=attributes)
         output = made.outputs[0]
         output.name = f"{prefix}/{len(added)}"
@@ -57,20 +57,19 @@ def _split(graph: ir.Graph, node: ir.Node) -> None:
         return output
 
     def a_channel(name: str, content: NDArray[np.float32]) -> ir.Value:
-        return constant(name, content.reshape(1, groups, channels // groups))
+        return constant(name, content.reshape(1, -1, 1, 1))
 
-    last = constant("axis", np.array([2], np.int64))
     members = apply("Reshape", value, constant("members", np.array([0, groups, -1], np.int64)))
-    mean = apply("ReduceMean", members, last, keepdims=1)  # [B, G, 1]
-    mean_square = apply("ReduceMean", apply("Mul", members, members), last, keepdims=1)
-    variance = apply("Sub", mean_square, apply("Mul", mean, mean))
-    epsilons = constant("epsilon", np.array([epsilon], np.float32))
-    deviation = apply("Sqrt", apply("Add", variance, epsilons))
-    scale = apply("Div", a_channel("weight", weights), deviation)  # [B, G, C / G]
-    shift = apply("Sub", a_channel("bias", biases), apply("Mul", mean, scale))
-    to_channels = constant("channels", np.array([0, channels, 1, 1], np.int64))
-    scaled = apply("Mul", value, apply("Reshape", scale, to_channels))
-    shifted = apply("Add", scaled, apply("Reshape", shift, to_channels))
+    normal = apply(
+        "InstanceNormalization",
+        members,  # [B, G, C / G * H * W]
+        constant("ones", np.ones(groups, np.float32)),
+        constant("zeros", np.zeros(groups, np.float32)),
+        epsilon=epsilon,
+    )
+    whole = apply("Reshape", normal, apply("Shape", value))
+    scaled = apply("Mul", whole, a_channel("weight", weights))
+    shifted = apply("Add", scaled, a_channel("bias", biases))
     ir.convenience.replace_nodes_and_values(
         graph, node, [node], added, list(node.outputs), [shifted]
     )

@@ -97,7 +97,7 @@ def set_metadata(graph: onnx_ir.Model, manifest: Manifest, name: str) -> None:
     """What the file says of itself: everything a reader needs, and which of the graphs it is."""
     graph.graph.name = name
     graph.producer_name = "metricgold"
-    graph.producer_version = manifest.versions["torch"]
+    graph.producer_version = manifest.versions["metricgold"]
     graph.metadata_props.clear()
     graph.metadata_props[METADATA_KEY] = json.dumps(manifest.metadata(), sort_keys=True)
     graph.metadata_props[GRAPH_KEY] = name
@@ -172,13 +172,15 @@ def _shape(value: onnx_ir.Value) -> list[str | int]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter's notes on optional packages and renamed axes concern nobody here."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """The exporter's notes on optional packages, axes and what it tried concern nobody here."""
+    loggers = [logging.getLogger(n) for n in ("torch.onnx", "torch.utils._sympy.interp")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

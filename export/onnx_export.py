@@ -25,7 +25,7 @@ from export.manifest import (
     sha256_of_folder,
 )
 from export.specs import COMPONENTS, EXPORTED, ONE_STEP, Precision
-from metricgold.config import ExportConfig, ProfileConfig, load_config
+from metricgold.config import OPSETS, ExportConfig, ProfileConfig, load_config
 from metricgold.errors import run_cli
 from metricgold.files import replaced_folder
 from metricgold.pretrained import MetricGoldModel
@@ -116,12 +116,12 @@ def _report(name: str, graph: GraphFile, config: ExportConfig, started: float) -
 
 
 def check_sizes(config: ExportConfig, multiple: int) -> None:
-    """Refuse sizes in ``params.yaml`` that the networks cannot take.
+    """Refuse sizes in ``params.yaml``, or of ``--fixed``, that the networks cannot take.
 
     Raises:
         ExportError: names the key, the size and the multiple.
     """
-    keyed = [("export.engine_size", config.engine_size)]
+    keyed = [("export.engine_size (or --fixed)", config.engine_size)]
     keyed += [("export.parity_sizes", size) for size in config.parity_sizes]
     for key, size in keyed:
         if any(side % multiple for side in size):
@@ -158,7 +158,13 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("checkpoint", nargs="?", type=Path, default=ws.model, help="folder (%(default)s)")
     add("--out", type=Path, default=ws.onnx, help="folder for the graphs (%(default)s)")
-    add("--opset", type=int, help=f"this and no other; else {FALLBACK_OPSET} if need be")
+    add(
+        "--opset",
+        type=int,
+        choices=OPSETS,
+        metavar="N",
+        help=f"this and no other; else {FALLBACK_OPSET} if need be",
+    )
     add("--precision", choices=[p.value for p in EXPORTED], help="arithmetic inside the graphs")
     add("--attention", choices=["auto", "fp32"], help="auto: fp32 where fp16 would overflow")
     shapes = parser.add_mutually_exclusive_group()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from export.manifest import Manifest, read_json
+from export.manifest import ExportError, Manifest, read_json
 from export.specs import QUANTISED
 
 QUANTIZATION_FILE = "quantization.json"
@@ -20,8 +20,15 @@ def measured(folder: Path | str, manifest: Manifest) -> str | None:
     """
     if manifest.arithmetic not in QUANTISED:
         return None
-    record = read_json(Path(folder) / QUANTIZATION_FILE, QUANTIZE_HINT)
-    return describe(record)
+    path = Path(folder) / QUANTIZATION_FILE
+    record = read_json(path, QUANTIZE_HINT)
+    try:
+        said, source = describe(record), record["source_checkpoint_sha256"]
+    except (TypeError, KeyError, ValueError):
+        raise ExportError(f"{path}: not the record of a quantisation; {QUANTIZE_HINT}") from None
+    if (record["precision"], source) != (manifest.precision, manifest.checkpoint_sha256):
+        raise ExportError(f"{path}: belongs to other graphs; {QUANTIZE_HINT}")
+    return said
 
 
 def describe(record: dict[str, Any]) -> str:

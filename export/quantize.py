@@ -75,7 +75,8 @@ def quantize(
         ranges, calibration = _calibrate(session, source, config, ws, calibration_frames)
     with files.replaced_folder(out) as folder:
         quantised, layers = _quantise_all(source, folder, manifest, precision, ranges)
-        rows = _measure(session, open_session(folder, BACKEND), config, ws)
+        opened = OnnxRuntimeBackend(folder, quantised.components)
+        rows = _measure(session, DepthSession(quantised, opened), config, ws)
         found = _record(rows, precision, manifest, quantised) | {
             "layers": layers,
             "float_layers": FLOAT_LAYERS,
@@ -179,7 +180,13 @@ def main(arguments: list[str] | None = None) -> int:
         description="Graphs in 8 bits, with what that costs measured on held-out frames.",
     )
     add = parser.add_argument
-    add("precision", nargs="+", choices=[p.value for p in QUANTISED])
+    add(
+        "precision",
+        nargs="+",
+        choices=[p.value for p in QUANTISED],
+        help="int8-weights: weights alone; int8, fp8: activations too, by frames of the training "
+        "split",
+    )
     add("--onnx", type=Path, default=ws.onnx, help="folder of fp32 graphs (%(default)s)")
     add("--out", type=Path, help="folder for the graphs (default: the former with -PRECISION)")
     add(

@@ -30,6 +30,7 @@ from export.manifest import (
     verify_graphs,
 )
 from export.ort_options import OrtOptions
+from export.quantised import measured
 from export.resident import resident
 from export.specs import DEPTH_DECODER, ONE_STEP, UNET_STEP, VAE_ENCODER, ComponentSpec
 from export.trt_library import LIBRARIES
@@ -365,10 +366,12 @@ def open_session(
         fused: take the one graph from picture to metres in place of the three.
         options: how ONNX Runtime is opened; TensorRT knows none of them.
         weight_streaming_mib: see :class:`export.trt_runtime.EngineBackend`.
-        report: told in one line which back-end ``auto`` took, and why not those before it.
+        report: told in one line which back-end ``auto`` took, and why not those before it; of
+            quantised graphs also how accurate they are.
 
     Raises:
-        ExportError: missing, stale or foreign files, or no usable back-end.
+        ExportError: missing, stale or foreign files, no usable back-end, or quantised graphs
+            without their measured accuracy.
     """
     folder = Path(folder)
     if backend != AUTO and backend not in BACKENDS:
@@ -379,6 +382,8 @@ def open_session(
         raise ExportError(
             f"{folder}: there is no fused graph; export with 'fused: true' (a one-step model)"
         )
+    if accuracy := measured(folder, manifest):
+        report(accuracy)
     graphs = manifest.components
     if fused:
         graphs = {ONE_STEP.name: manifest.graphs()[ONE_STEP.name]}

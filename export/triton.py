@@ -25,6 +25,7 @@ from export.manifest import (
     read_manifest,
     verify_graphs,
 )
+from export.quantised import measured
 from export.specs import COMPONENTS, DEPTH_DECODER, ComponentSpec
 from export.triton_config import Served, Tensor, Word, ensemble, text
 from export.triton_graphs import camera_graph, step_graph
@@ -79,6 +80,7 @@ def write_repository(
             "Triton has no loop; train stage C for a one-step model, or run 'metricgold serve'"
         )
     verify_graphs(export, manifest)
+    facts = _facts(manifest, measured(export, manifest))
     plans, most = ({}, choices.max_batch) if engines is None else _plans(engines, manifest)
     max_batch = min(most, choices.max_batch) if manifest.dynamic else 0
     with replaced_folder(out) as folder:
@@ -93,9 +95,7 @@ def write_repository(
             instances = 1 if served in helpers else choices.instances
             config = served.config(max_batch, choices.delay_us, instances, choices.threads)
             write_text(folder / served.name / CONFIG, text(config))
-        whole = ensemble(
-            ENSEMBLE, order, camera.inputs, decoder.outputs, max_batch, _facts(manifest)
-        )
+        whole = ensemble(ENSEMBLE, order, camera.inputs, decoder.outputs, max_batch, facts)
         (folder / ENSEMBLE / "1").mkdir(parents=True)
         write_text(folder / ENSEMBLE / CONFIG, text(whole))
     return [ENSEMBLE, *(served.name for served in order)]
@@ -174,10 +174,12 @@ def _tensor_of(value: onnx.ValueInfoProto, batch: int | None) -> Tensor:
     return Tensor(value.name, dtype, (batch or shape[0], *shape[1:]))
 
 
-def _facts(manifest: Manifest) -> dict[str, object]:
+def _facts(manifest: Manifest, accuracy: str | None) -> dict[str, object]:
     """What a client should know."""
     names = ("depth_min_m", "depth_max_m", "size_multiple", "processing_resolution", "precision")
     facts: dict[str, object] = {name: getattr(manifest, name) for name in names}
+    if accuracy is not None:
+        facts["accuracy"] = accuracy
     return facts | {
         "checkpoint_sha256": manifest.checkpoint_sha256,
         "depth": f"z-depth in metres; resize in log-depth ({DEPTH_DECODER.output_name})",

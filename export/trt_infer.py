@@ -17,12 +17,11 @@ from typing import Any
 
 from export import timing
 from export.ort_options import OrtOptions
-from export.quantised import measured
 from export.runtime import AUTO, BACKENDS, DepthResult, DepthSession, open_session
 from metricgold.errors import UserError, run_cli
 from metricgold.inputs import Inputs, find_inputs, run_inputs
-from metricgold.output_formats import DEFAULT_FORMATS
-from metricgold.outputs import FORMATS, Prediction, parse_formats
+from metricgold.output_formats import ABOUT, DEFAULT_FORMATS
+from metricgold.outputs import Prediction, parse_formats
 from metricgold.picture_files import CameraOptions, Loaded, Predict, load, parts
 from metricgold.video_files import Results
 from metricgold.workspace import Workspace
@@ -47,8 +46,6 @@ def main(arguments: list[str] | None = None) -> int:
         weight_streaming_mib=options.weight_streaming_mib,
     )
     opened = time.perf_counter() - began
-    if accuracy := measured(options.model, session.manifest):
-        print(accuracy)
     infer = partial(
         infer_loaded,
         session,
@@ -153,10 +150,16 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--format",
         default=",".join(DEFAULT_FORMATS),
-        help=f"names with commas, or all: {', '.join(FORMATS)} (%(default)s)",
+        help="names with commas, or all (%(default)s). "
+        + "; ".join(f"{name}: {about}" for name, about in ABOUT.items()),
     )
     add("--force", action="store_true", help="replace results that exist")
-    add("--backend", choices=[AUTO, *BACKENDS], default=AUTO)
+    add(
+        "--backend",
+        choices=[AUTO, *BACKENDS],
+        default=AUTO,
+        help="auto takes the first that works and says which; a named one is taken or refused",
+    )
     camera = parser.add_mutually_exclusive_group()
     camera.add_argument("--fov-deg", type=float, help="vertical field of view in degrees")
     camera.add_argument("--focal-px", type=float, help="focal length in pixels of the picture")

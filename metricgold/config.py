@@ -425,6 +425,10 @@ class EnginesConfig(_Section):
     weight_streaming: bool = False
 
 
+OPSETS = range(18, 25)
+"""Of ONNX, that graphs can be exported at."""
+
+
 class ExportConfig(_Section):
     """Exported graphs: opset, precision, and what parity is checked on.
 
@@ -434,7 +438,7 @@ class ExportConfig(_Section):
     ``parity_frames``: held-out frames of each dataset whose errors are compared; 0: none.
     """
 
-    opset: Annotated[int, Field(ge=18, le=24)]
+    opset: Annotated[int, Field(ge=OPSETS[0], le=OPSETS[-1])]
     precision: Literal["fp32", "fp16"]
     dynamic: bool
     parity_sizes: tuple[Size, ...]

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from export.backends import Arrays, Backend
 from export.manifest import read_manifest
 from export.ort_options import OrtOptions
+from export.quantised import measured
 from export.runtime import DepthResult, DepthSession, InferenceError, open_session
 from export.service.batching import Abandoned
 from export.service.limits import BATCH_MEGAPIXELS, MAX_RESOLUTION, Limits
@@ -77,7 +78,8 @@ class Model:
         counted: told how many pictures each batch has.
 
     Raises:
-        ExportError: there is no export in the folder; the graphs themselves are opened later.
+        ExportError: there is no export in the folder, or a quantised one whose accuracy is not
+            known; the graphs themselves are opened later.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class Model:
         counted: Callable[[int], None] = lambda _: None,
     ) -> None:
         self.manifest = read_manifest(folder)
+        self._accuracy = measured(folder, self.manifest)
         self.limits = limits
         self._counted = counted
         self._open = lambda: open_session(
@@ -175,6 +178,7 @@ class Model:
             depth_min_m=m.depth_min_m,
             depth_max_m=m.depth_max_m,
             precision=m.precision,
+            accuracy=self._accuracy,
             opset=m.opset,
             backend=self.session.backend.name,
             max_batch=self.max_batch,

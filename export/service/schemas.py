@@ -54,6 +54,7 @@ class ModelInfo(BaseModel):
     depth_min_m: float
     depth_max_m: float
     precision: str
+    accuracy: str | None = Field(description="What quantised graphs cost; null for others.")
     opset: int
     backend: str
     max_batch: int

@@ -75,10 +75,10 @@ class Running:
             raise
 
     def _wait(self) -> None:
-        wait_for(self._listens, 60, "the server listens")
+        wait_for(self._listens, 200, "the server listens")
         self.url = str(self.lines("listening")[0]["url"])
         self.port = int(self.url.rsplit(":", 1)[1].strip("/"))
-        wait_for(lambda: self.ask("GET", "/readyz")[0] == 200, 60, "the model is ready")
+        wait_for(lambda: self.ask("GET", "/readyz")[0] == 200, 200, "the model is ready")
 
     def _listens(self) -> bool:
         assert self.process.poll() is None, self.log.read_text()
@@ -93,7 +93,7 @@ class Running:
         return found
 
     def ask(self, method: str, path: str, body: Any = None, **headers: str) -> Answer:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=200)
         try:
             kind = {} if body is None else {"Content-Type": "image/png"}
             connection.request(method, path, body, kind | headers)
@@ -116,7 +116,7 @@ class Running:
     def end(self) -> None:
         if self.process.poll() is None:
             self.process.terminate()
-        assert self.process.wait(60) == 0, self.log.read_text()
+        assert self.process.wait(200) == 0, self.log.read_text()
         assert [line for line in self.log.read_text().splitlines() if "traceback" in line] == []
 
 
@@ -144,7 +144,8 @@ def start(model: Path, tmp_path: Path) -> Iterator[Callable[..., Running]]:
 
 @pytest.fixture(scope="module")
 def running(model: Path) -> Iterator[Running]:
-    server = Running(model, model.parent / "log.txt", "--max-megapixels", "1", "--places", "64")
+    options = ("--max-megapixels", "1", "--places", "64", "--batch-wait", "500")
+    server = Running(model, model.parent / "log.txt", *options)
     yield server
     server.end()
 
@@ -158,14 +159,23 @@ def test_the_openapi_schema_is_kept(
     variables = {} if token is None else {"METRICGOLD_SERVE_TOKEN": token}
     server = start(**variables)
     command = [sys.executable, "-m", "schemathesis.cli", "run", f"{server.url}openapi.json"]
-    command += ["--checks", "all", "--max-examples", "60", "--seed", "1", "--request-timeout", "20"]
+    command += [
+        "--checks",
+        "all",
+        "--max-examples",
+        "60",
+        "--seed",
+        "1",
+        "--request-timeout",
+        "100",
+    ]
     command += ["--generation-database", "none", "--warnings", "off"]
     if token is not None:
         command += ["--header", f"Authorization: Bearer {token}"]
     env = environment(SCHEMATHESIS_HOOKS="tests.integration.schemathesis_hooks")
     try:
         done = subprocess.run(
-            command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=200, check=False
+            command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=280, check=False
         )
     finally:
         server.end()
@@ -213,11 +223,12 @@ def test_a_refused_upload_sees_why(running: Running) -> None:
 
 
 def test_what_is_being_answered_is_finished_first(start: Callable[..., Running]) -> None:
-    server = start()
+    # The first waits for the second, so that both are inside for as long as their networks work.
+    server = start("--timeout", "200", "--max-batch", "2", "--batch-wait", "100000")
     path = "/v1/depth?steps=50&ensemble=10&format=json"
     with ThreadPoolExecutor(2) as clients:
         asked = [clients.submit(server.ask, "POST", path, picture()) for _ in range(2)]
-        wait_for(lambda: server.figure("metricgold_requests_inside") == 2, 20, "both are inside")
+        wait_for(lambda: server.figure("metricgold_requests_inside") == 2, 100, "both are inside")
         server.process.send_signal(signal.SIGTERM)
         assert [answer.result()[0] for answer in asked] == [200, 200]
     server.end()
@@ -234,7 +245,7 @@ def test_no_one_else_is_let_in_without_a_token(model: Path) -> None:
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=200,
         check=False,
     )
     assert done.returncode == 1
@@ -252,7 +263,7 @@ def test_a_taken_port_and_a_missing_model_are_one_sentence(
             env=environment(),
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=200,
             check=False,
         )
         assert done.returncode == 1

@@ -30,6 +30,7 @@ from export.specs import (
     LatentGrid,
     Precision,
 )
+from metricgold import __version__
 from metricgold.config import ExportConfig, ProfileConfig, load_config
 from metricgold.model import (
     CheckpointError,
@@ -107,6 +108,7 @@ def test_graphs_are_named_dynamic_and_carry_the_manifest(exported: Workspace, na
     expected = json.loads(json.dumps(manifest.metadata()))
     assert json.loads(metadata[METADATA_KEY]) == expected
     assert model.opset_import[0].version == 23
+    assert (model.producer_name, model.producer_version) == ("metricgold", __version__)
     assert b'File "' not in (exported.onnx / spec.file).read_bytes(), "a stack trace was kept"
 
 
@@ -116,7 +118,7 @@ def test_manifest_says_what_a_runtime_needs(exported: Workspace) -> None:
     assert manifest.size_multiple == 2
     assert manifest.grid == GRID
     assert manifest.num_inference_steps == 1
-    assert set(manifest.versions) == {"torch", "onnx", "onnxscript"}
+    assert set(manifest.versions) == {"metricgold", "torch", "diffusers", "onnx", "onnxscript"}
     for graph in manifest.components.values():
         assert graph.onnx_sha256 == sha256_of(exported.onnx / graph.onnx_file)
     assert list(exported.onnx.parent.glob("*.part")) == []
@@ -142,6 +144,9 @@ def test_missing_checkpoint_leaves_the_old_export(
 def test_a_size_the_networks_cannot_take_is_named(export_config: ExportConfig) -> None:
     bad = export_config.model_copy(update={"parity_sizes": ((16, 24), (16, 25))})
     with pytest.raises(ExportError, match=r"parity_sizes has 16x25.*multiples of 4"):
+        check_sizes(bad, 4)
+    bad = export_config.model_copy(update={"engine_size": (15, 24)})
+    with pytest.raises(ExportError, match=r"engine_size \(or --fixed\) has 15x24"):
         check_sizes(bad, 4)
 
 

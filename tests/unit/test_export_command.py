@@ -111,6 +111,13 @@ def test_a_size_that_is_none_is_refused(text: str, capsys: pytest.CaptureFixture
     assert f"'{text}' is not height x width in pixels" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("opset", ["17", "25", "x"])
+def test_an_opset_that_is_none_is_refused(opset: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--opset", opset])
+    assert "argument --opset: invalid" in capsys.readouterr().err
+
+
 def test_the_licence_comes_from_the_model_card(checkpoint: Path) -> None:
     assert licence_of(checkpoint) == NOT_STATED
     card = checkpoint / "README.md"

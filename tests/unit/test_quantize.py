@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -21,7 +22,10 @@ from export.quantised import QUANTIZATION_FILE, measured
 from export.quantised_graphs import layers, quantise
 from export.quantize import main, quantize
 from export.runtime import open_session
+from export.service.limits import Limits
+from export.service.model import Model
 from export.specs import COMPONENTS, QUANTISED, UNET_STEP, VAE_ENCODER, Precision
+from export.triton import Choices, write_repository
 from metricgold.config import ExportConfig, ProfileConfig
 from metricgold.workspace import Workspace
 
@@ -181,10 +185,33 @@ def test_inference_says_what_they_cost(
     assert trt_infer.main([*line, "--backend", CPU]) == 0
     said = capsys.readouterr().out
     assert f"quantised to {precision.value}: on 6 held-out frames AbsRel" in said
-    shutil.copytree(made, tmp_path / "copy")
-    (tmp_path / "copy" / QUANTIZATION_FILE).unlink()
-    with pytest.raises(ExportError, match=r"quantization\.json: no such file; run 'python -m exp"):
-        measured(tmp_path / "copy", read_manifest(tmp_path / "copy"))
+    assert Model(made, CPU, Limits())._accuracy in said
+    write_repository(made, tmp_path / "triton", Choices())
+    assert "held-out frames" in (tmp_path / "triton" / "metricgold" / "config.pbtxt").read_text()
+
+
+def test_without_their_cost_they_are_not_offered(made: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(made, copy)
+    record = json.loads((copy / QUANTIZATION_FILE).read_text())
+    ways: list[tuple[Any, str]] = [
+        (record | {"source_checkpoint_sha256": "0"}, "belongs to other graphs"),
+        ({"precision": "int8"}, "not the record of a quantisation"),
+        (None, "no such file"),
+    ]
+    for content, said in ways:
+        if content is None:
+            (copy / QUANTIZATION_FILE).unlink()
+        else:
+            (copy / QUANTIZATION_FILE).write_text(json.dumps(content))
+        told = rf"quantization\.json: {said}.* run 'python -m export\.quantize' again"
+        with pytest.raises(ExportError, match=told):
+            open_session(copy, CPU)
+        with pytest.raises(ExportError, match=told):
+            Model(copy, CPU, Limits())
+        with pytest.raises(ExportError, match=told):
+            write_repository(copy, tmp_path / "triton", Choices())
+    assert list(tmp_path.iterdir()) == [copy]
 
 
 def test_plain_graphs_cost_nothing(exported: Workspace) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import json
 import logging
@@ -10,7 +11,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -58,9 +60,13 @@ class Client:
         headers: dict[str, str] | None = None,
         chunk: int = 4096,
         pause_s: float = 0.0,
-        stay_s: float = 60.0,
+        stay_s: float = 3600.0,
+        leave: threading.Event | None = None,
     ) -> tuple[int, dict[str, str], bytes]:
-        """Status, headers and body; the client sends in chunks and goes after ``stay_s``."""
+        """Status, headers and body; the client sends in chunks.
+
+        It goes after ``stay_s``, or when ``leave`` is set.
+        """
         path, _, query = path.partition("?")
         sent = {"host": "127.0.0.1", **(headers or {})}
         if body is not None:
@@ -86,7 +92,11 @@ class Client:
                 await asyncio.sleep(pause_s)
                 part = parts.pop(0)
                 return {"type": "http.request", "body": part, "more_body": bool(parts)}
-            await asyncio.sleep(stay_s)
+            if leave is None:
+                await asyncio.sleep(stay_s)
+            else:
+                while not leave.is_set():
+                    await asyncio.sleep(0.001)
             return {"type": "http.disconnect"}
 
         async def send(message: Any) -> None:
@@ -127,19 +137,31 @@ class Server:
         assert started.wait(30)
 
     def until_ready(self) -> None:
-        deadline = time.monotonic() + 60
-        while not self.model.ready:
-            assert time.monotonic() < deadline
-            assert self.service.failure is None
-            time.sleep(0.01)
+        until(lambda: self.model.ready or self.service.failure is not None)
+        assert self.service.failure is None
 
     def ask(self, *arguments: Any, **options: Any) -> tuple[int, dict[str, str], bytes]:
         work = self.client.ask(*arguments, **options)
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
 
-    def ask_all(self, asked: Sequence[tuple[Any, ...]]) -> list[tuple[int, dict[str, str], bytes]]:
+    def ask_all(
+        self, asked: Sequence[tuple[Any, ...]], together: int = 0
+    ) -> list[tuple[int, dict[str, str], bytes]]:
+        """Answers of requests made at once; the networks wait until ``together`` are queued."""
+
         async def all_of() -> Any:
-            return await asyncio.gather(*(self.client.ask(*a) for a in asked))
+            batcher = self.service.batcher
+            usual, batcher._wait_s = batcher._wait_s, 3600.0 if together else batcher._wait_s
+            answers = asyncio.gather(*(self.client.ask(*a) for a in asked))
+            async with asyncio.timeout(60):
+                while len(batcher) < together:
+                    await asyncio.sleep(0.001)
+                if together:
+                    batcher._wait_s = 0.0
+                    batcher._arrived.set()
+                found = await answers
+            batcher._wait_s = usual
+            return found
 
         return asyncio.run_coroutine_threadsafe(all_of(), self._loop).result(60)  # type: ignore[no-any-return]
 
@@ -152,10 +174,53 @@ class Server:
 
     def end(self) -> None:
         self._loop.call_soon_threadsafe(self._ended.set)
-        self._life.result(30)
+        self._life.result(60)
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(30)
+        self._thread.join(60)
         self._loop.close()
+
+
+class Clock:
+    """Stands in for the time that a request has: it is up when a test says so, not before.
+
+    Its ``seconds`` are a number that nothing else waits for.
+    """
+
+    seconds = 61.5
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._running: list[asyncio.Timeout] = []
+        usual = asyncio.timeout
+
+        def timeout(seconds: float | None) -> asyncio.Timeout:
+            if seconds != self.seconds:
+                return usual(seconds)
+            self._running.append(usual(None))
+            return self._running[-1]
+
+        monkeypatch.setattr(asyncio, "timeout", timeout)
+
+    def time_is_up(self, server: Server) -> None:
+        """For every request that is in the house."""
+
+        def end() -> None:
+            for timeout in self._running:
+                with contextlib.suppress(RuntimeError):  # it has ended
+                    timeout.reschedule(server._loop.time())
+
+        server._loop.call_soon_threadsafe(end)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +230,7 @@ def session(exported: Workspace) -> DepthSession:
 
 @pytest.fixture(scope="module")
 def server(exported: Workspace) -> Iterator[Server]:
-    made = Server(exported.onnx, max_megapixels=0.05, max_bytes=2**20, batch_wait_ms=50.0)
+    made = Server(exported.onnx, max_megapixels=0.05, max_bytes=2**20)
     made.until_ready()
     yield made
     made.end()
@@ -173,15 +238,15 @@ def server(exported: Workspace) -> Iterator[Server]:
 
 @pytest.fixture
 def blocked(
-    exported: Workspace, monkeypatch: pytest.MonkeyPatch
+    exported: Workspace, monkeypatch: pytest.MonkeyPatch, clock: Clock
 ) -> Iterator[tuple[Server, threading.Event]]:
-    """A server whose networks wait for an event; it has two places and a second for each."""
-    made = Server(exported.onnx, places=2, timeout_s=1.0)
+    """A server whose networks wait for an event; it has two places, and time by ``clock``."""
+    made = Server(exported.onnx, places=2, timeout_s=Clock.seconds)
     made.until_ready()
     go, predict = threading.Event(), made.model.session.infer_many
 
     def slow(*arguments: Any, **options: Any) -> Any:
-        assert go.wait(30)
+        assert go.wait(120)
         return predict(*arguments, **options)
 
     monkeypatch.setattr(made.model.session, "infer_many", slow)
@@ -362,7 +427,7 @@ def test_pictures_of_one_size_go_together_and_a_bad_one_fails_alone(
     asked = [(f"/v1/depth?fov_deg={40 + i}", file_of(p)) for i, p in enumerate(pictures)]
     asked += [("/v1/depth?ensemble=2", file_of()), ("/v1/depth", file_of(other))]
     asked += [("/v1/depth", b"poison"), ("/v1/depth", file_of()[:300])]
-    answers = server.ask_all(asked)
+    answers = server.ask_all(asked, together=6)
     assert [a[0] for a in answers] == [200] * 6 + [422] * 2
     assert [summary_of(a)["batch"] for a in answers[:6]] == [4, 4, 4, 4, 1, 1]
     for i, (answer, rgb) in enumerate(zip(answers, pictures, strict=False)):
@@ -375,7 +440,7 @@ def test_large_pictures_go_in_smaller_batches(
 ) -> None:
     height, width = server.model.session.working_size(RGB)
     monkeypatch.setattr(model, "BATCH_MEGAPIXELS", 2.5 * height * width / 1e6)
-    answers = server.ask_all([("/v1/depth", file_of())] * 5)
+    answers = server.ask_all([("/v1/depth", file_of())] * 5, together=5)
     assert sorted(summary_of(a)["batch"] for a in answers) == [1, 2, 2, 2, 2]
     monkeypatch.setattr(model, "BATCH_MEGAPIXELS", 1e-9)
     assert server.ask("/v1/depth", file_of())[0] == 200
@@ -393,13 +458,25 @@ def test_a_failure_in_a_batch_is_its_own(
 
     monkeypatch.setattr(server.model.session, "infer_many", picky)
     asked = [("/v1/depth", file_of(p)) for p in (RGB, np.zeros_like(RGB), RGB)]
-    assert [a[0] for a in server.ask_all(asked)] == [200, 500, 200]
+    assert [a[0] for a in server.ask_all(asked, together=3)] == [200, 500, 200]
 
 
-def test_a_full_house_sends_away(blocked: tuple[Server, threading.Event]) -> None:
+def test_a_full_house_sends_away(
+    blocked: tuple[Server, threading.Event], clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server, go = blocked
-    asked = [("/v1/depth", file_of())] * 5
-    answers = server.ask_all(asked)
+    submit, submitted = server.service.batcher.submit, []
+
+    def counted(*arguments: Any) -> Any:
+        submitted.append(arguments)
+        return submit(*arguments)
+
+    monkeypatch.setattr(server.service.batcher, "submit", counted)
+    with ThreadPoolExecutor(1) as others:
+        asking = others.submit(server.ask_all, [("/v1/depth", file_of())] * 5)
+        until(lambda: len(submitted) == 2)  # both were read
+        clock.time_is_up(server)
+        answers = asking.result(60)
     assert sorted(a[0] for a in answers) == [503, 503, 503, 504, 504]
     for answer in answers:
         status, sentence = problem(answer)
@@ -407,51 +484,65 @@ def test_a_full_house_sends_away(blocked: tuple[Server, threading.Event]) -> Non
             assert sentence == "All places are taken; come again soon."
             assert int(answer[1]["retry-after"]) >= 1
         else:
-            assert "no depth within 1 s" in sentence
+            assert "no depth within 61.5 s" in sentence
     assert server.figure("metricgold_requests_inside") == 0
     assert server.figure("metricgold_queue_pictures") == 0
     go.set()
     assert server.ask("/v1/depth", file_of())[0] == 200
 
 
-def test_a_slow_sender_is_not_waited_for(blocked: tuple[Server, threading.Event]) -> None:
+def test_a_slow_sender_is_not_waited_for(
+    blocked: tuple[Server, threading.Event], clock: Clock
+) -> None:
     server, _ = blocked
-    began = time.monotonic()
-    answer = server.ask("/v1/depth", file_of(), chunk=16, pause_s=0.1)
-    assert problem(answer) == (408, "The picture was not sent within 1 s.")
-    assert time.monotonic() - began < 5
+    with ThreadPoolExecutor(1) as others:
+        asking = others.submit(server.ask, "/v1/depth", file_of(), chunk=16, pause_s=3600.0)
+        until(lambda: server.figure("metricgold_requests_inside") == 1)
+        clock.time_is_up(server)
+        answer = asking.result(60)
+    assert problem(answer) == (408, "The picture was not sent within 61.5 s.")
     assert server.figure("metricgold_requests_inside") == 0
 
 
 def test_who_goes_is_forgotten(blocked: tuple[Server, threading.Event]) -> None:
+    """Though nothing comes out of the networks and no time is up."""
     server, go = blocked
-    began = time.monotonic()
     answers = [server.ask("/v1/depth", file_of(), stay_s=0.1) for _ in range(2)]
     assert [a[0] for a in answers] == [499, 499]
-    assert time.monotonic() - began < 1.0, "nobody waits for the networks"
     assert server.figure("metricgold_queue_pictures") == 0
     assert server.figure("metricgold_requests_inside") == 0
     go.set()
     assert summary_of(server.ask("/v1/depth", file_of()))["batch"] == 1
 
 
-def test_the_networks_stop_when_nobody_waits(exported: Workspace) -> None:
-    server = Server(exported.onnx, timeout_s=0.5)
+@pytest.mark.parametrize("how", ["time is up", "client goes"])
+def test_the_networks_stop_when_nobody_waits(exported: Workspace, clock: Clock, how: str) -> None:
+    server = Server(exported.onnx, timeout_s=Clock.seconds)
     server.until_ready()
     ran: list[str] = []
+    third, answered = threading.Event(), threading.Event()
     backend: Any = server.model.session.backend._backend  # type: ignore[attr-defined]
     run = backend.run
 
-    def slow(component: str, inputs: Any) -> Any:
+    def held(component: str, inputs: Any) -> Any:
         ran.append(component)
-        time.sleep(0.1)
+        if len(ran) == 3:
+            third.set()
+            assert answered.wait(120)
         return run(component, inputs)
 
-    backend.run = slow
-    assert server.ask("/v1/depth?steps=50", file_of())[0] == 504
-    del backend.run
+    backend.run = held
+    with ThreadPoolExecutor(1) as others:
+        leave = {} if how == "time is up" else {"leave": third}
+        asking = others.submit(server.ask, "/v1/depth?steps=50", file_of(), **leave)
+        assert third.wait(60)
+        if how == "time is up":
+            clock.time_is_up(server)
+        assert asking.result(60)[0] == (504 if how == "time is up" else 499)
+    answered.set()
     assert server.ask("/v1/depth", file_of())[0] == 200, "the next one is served at once"
-    assert 3 <= len(ran) <= 8
+    one_step = ["vae_encoder", "unet_step", "depth_decoder"]
+    assert ran == ["vae_encoder", "unet_step", "unet_step", *one_step]
     server.end()
 
 
@@ -507,7 +598,7 @@ def test_what_is_served_is_told(server: Server, exported: Workspace) -> None:
 def test_figures_are_counted(server: Server) -> None:
     before = server.figure("metricgold_batch_pictures_sum")
     batches = server.figure("metricgold_batch_pictures_count")
-    server.ask_all([("/v1/depth", file_of())] * 3)
+    server.ask_all([("/v1/depth", file_of())] * 3, together=3)
     assert server.figure("metricgold_batch_pictures_sum") == before + 3
     assert server.figure("metricgold_batch_pictures_count") == batches + 1
     kind = server.ask("/metrics")[1]["content-type"]
