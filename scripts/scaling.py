@@ -2,8 +2,8 @@
 
 Usage: python scripts/scaling.py --samples FOLDER [--frames 96] [--rounds 3]
 
-Measured, on frames of the real sizes: a frame's seconds in a worker and in the one process that
-writes, and frames a second with one and two processes, which judges the model of the tables.
+Measured, on frames of the real sizes: frames a second with one and two processes, and the time
+that writing takes.
 FOLDER holds genuine files (tests/conftest.py); of Virtual KITTI 2 there are none, so its frames are
 a genuine KITTI picture with rendered depth. Training's FLOPs are counted, not timed; what a GPU and
 a network do of them is assumed, see the constants, and printed beside the tables.
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import itertools
 import json
 import math
 import statistics
@@ -27,7 +28,10 @@ import numpy as np
 import torch
 from _header import header
 from bench_data import native_scene
+from diffusers import AutoencoderKL
 from PIL import Image
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from metricgold.config import DatasetConfig, DatasetName, ProfileConfig, load_config
 from metricgold.data.archive_writer import ArchiveSet, Member
@@ -36,6 +40,7 @@ from metricgold.data.native_formats import virtual_kitti_intrinsics, virtual_kit
 from metricgold.data.procedural import render_scene
 from metricgold.data.shard_writer import ShardWriter
 from metricgold.data.virtual_kitti import RGB_TAR, TEXT_TAR
+from metricgold.full_size import SD2_VAE
 from metricgold.training.plan import MFU, StagePlan, plan
 
 OUT = Path("docs/benchmarks/scaling.json")
@@ -44,12 +49,15 @@ DOWNLOAD_GB = {"hypersim": 270.0, "tartanair": 210.0}
 """As published: what is taken of Hypersim's zips, TartanAir V1's left pictures and depth."""
 FRAMES = {"hypersim": 59_543 + 7_386 + 7_690, "virtual_kitti": 20_148 + 5_364}
 """As published; TartanAir's follow from its size and that of genuine frames."""
+TRAINING_FRAMES = {"hypersim": 53_885, "virtual_kitti": 20_148}
 NETWORKS_GBIT = (1, 10)
 PEAK_TFLOPS = {"RTX 3090": 71, "A100": 312, "H100": 989}
 """Published bf16 peaks with fp32 sums, without sparsity."""
-EXCHANGE_GB_S = {"in a host": 10.0, "between hosts": 5.0}
-"""Assumed bandwidth of an all-reduce: PCIe 4, and half of a 100 Gbit/s network."""
+EXCHANGE_GB_S = {"RTX 3090": (10, 10), "A100": (200, 20), "H100": (350, 40)}
+"""Assumed bandwidth of an all-reduce within a host (PCIe 4, NVLink 3, NVLink 4) and between hosts
+(100, 200 and 400 Gbit/s)."""
 GPUS_A_HOST = 8
+GPU_24_GB, GOAL_MFU = "RTX 3090", 0.45
 BYTES_A_GRADIENT = 4
 KITTI_K = np.array([[725.0087, 0, 620.5], [0, 725.0087, 187], [0, 0, 1]])
 
@@ -148,69 +156,88 @@ def measure(samples: Path, frames: int, rounds: int) -> dict[str, dict[str, floa
         count = runs[1][0]["frames"]
         rate = {w: statistics.median(count / r["seconds"] for r in runs[w]) for w in runs}
         writer = statistics.median(r["writing"] / count for r in runs[1])
-        worker = 1 / rate[1] - writer
+        alone = 1 / rate[1]
         found[dataset] = {
             "frames": count,
-            "worker_ms": round(1e3 * worker, 2),
-            "writer_ms": round(1e3 * writer, 2),
-            "stored_kb": round(stored / count / 1e3, 1),
             "frames_a_second_1_process": round(rate[1], 2),
             "frames_a_second_2_processes": round(rate[2], 2),
-            "model_for_2_processes": round(frame_rate(worker, writer, 2, writers=1), 2),
+            "core_ms_alone": round(1e3 * alone, 2),
+            "core_ms_with_processes": round(1e3 * 2 / rate[2], 2),
+            "of_it_in_the_writer_ms": round(1e3 * (writer + 2 / rate[2] - alone), 2),
+            "stored_kb": round(stored / count / 1e3, 1),
         }
     return found
-
-
-def frame_rate(worker: float, writer: float, cores: int, writers: int) -> float:
-    """Frames a second: the cores share all work, and a writer does its part alone (Amdahl)."""
-    return min(cores / (worker + writer), writers / writer)
 
 
 def preprocessing(
     costs: dict[str, dict[str, float]], frames: dict[str, int]
 ) -> list[dict[str, Any]]:
-    """Hours for all three sets; one writer a set as in one host's stages, or one a core."""
+    """Hours for all three sets, one after the other.
+
+    By the stages: the cores share a frame's core time, and one process writes (Amdahl), which is
+    also taken to do all that two processes cost more than one. In pieces: each core does its own,
+    alone, writing included.
+    """
     rows = []
     for cores in CORES:
-        row: dict[str, Any] = {"cores": cores}
-        for name, writers in (("one writer a dataset", 1), ("a writer a shard", cores)):
-            hours = 0.0
-            for dataset, count in frames.items():
-                cost = costs[dataset]
-                rate = frame_rate(cost["worker_ms"] / 1e3, cost["writer_ms"] / 1e3, cores, writers)
-                hours += count / rate / 3600
-            row[name] = round(hours, 2)
-        rows.append(row)
+        by_stages = in_pieces = 0.0
+        for dataset, count in frames.items():
+            cost = costs[dataset]
+            alone = cost["core_ms_alone"] / cores
+            shared = max(cost["core_ms_with_processes"] / cores, cost["of_it_in_the_writer_ms"])
+            by_stages += count * (alone if cores == 1 else shared) / 3.6e6
+            in_pieces += count * alone / 3.6e6
+        row = {"cores": cores, "by the stages": round(by_stages, 2)}
+        rows.append(row | {"in pieces": round(in_pieces, 2)})
     return rows
 
 
-def step_seconds(stage: StagePlan, tflops: float, gpus: int) -> tuple[float, int]:
-    """Seconds of an optimizer step and the GPUs that have a micro-batch of it to do."""
+def caching_flops(tartanair_frames: int) -> float:
+    """Of the latents of all training frames: every variant through both encoders."""
+    config = load_config("params.yaml", "sd2")
+    total = 0.0
+    for name, settings in config.enabled_datasets().items():
+        count = TRAINING_FRAMES.get(name, tartanair_frames) / settings.frame_stride
+        with FakeTensorMode(), FlopCounterMode(display=False) as counter, torch.no_grad():
+            AutoencoderKL(**SD2_VAE).encode(torch.zeros(1, 3, *settings.train_size))
+        total += 2 * config.cache_latents.variants * count * counter.get_total_flops()
+    return total
+
+
+def step_seconds(stage: StagePlan, gpu: str, gpus: int) -> tuple[float, float, int]:
+    """Of an optimizer step: seconds of work, of exchange, and GPUs with a micro-batch to do.
+
+    Nothing overlaps, which is the worst case.
+    """
     micro_batches = stage.optimizer_config.accumulation
     busy = min(gpus, micro_batches)
-    compute = stage.flops / micro_batches * math.ceil(micro_batches / busy) / (tflops * 1e12 * MFU)
-    where = "in a host" if busy <= GPUS_A_HOST else "between hosts"
-    bytes_moved = 2 * (busy - 1) / busy * BYTES_A_GRADIENT * stage.trained
-    return compute + bytes_moved / (EXCHANGE_GB_S[where] * 1e9), busy
+    flops = stage.flops / micro_batches * math.ceil(micro_batches / busy)
+    bandwidth = EXCHANGE_GB_S[gpu][busy > GPUS_A_HOST] * 1e9
+    exchanged = 2 * (busy - 1) / busy * BYTES_A_GRADIENT * stage.trained
+    return flops / (PEAK_TFLOPS[gpu] * 1e12 * MFU), exchanged / bandwidth, busy
 
 
 def training(stages: list[StagePlan]) -> list[dict[str, Any]]:
     """Hours of all training stages one after the other, and the share of them spent exchanging."""
     rows = []
-    for gpu, tflops in PEAK_TFLOPS.items():
-        for gpus in GPUS:
-            hours = exchanging = 0.0
-            used = set()
-            for stage in stages:
-                seconds, busy = step_seconds(stage, tflops, gpus)
-                alone = stage.flops / stage.optimizer_config.accumulation
-                rounds = math.ceil(stage.optimizer_config.accumulation / busy)
-                compute = alone * rounds / (tflops * 1e12 * MFU)
-                hours += seconds * stage.optimizer_config.steps / 3600
-                exchanging += (seconds - compute) * stage.optimizer_config.steps / 3600
-                used.add(busy)
-            row = {"gpu": gpu, "gpus": gpus, "busy": sorted(used), "hours": round(hours, 1)}
-            rows.append(row | {"exchanging": round(exchanging / hours, 2)})
+    for gpu, gpus in itertools.product(PEAK_TFLOPS, GPUS):
+        working = exchanging = 0.0
+        used = set()
+        for stage in stages:
+            work, exchange, busy = step_seconds(stage, gpu, gpus)
+            working += work * stage.optimizer_config.steps / 3600
+            exchanging += exchange * stage.optimizer_config.steps / 3600
+            used.add(busy)
+        hours = working + exchanging
+        rows.append(
+            {
+                "gpu": gpu,
+                "gpus": gpus,
+                "with work": f"{min(used)} to {max(used)}",
+                "hours": round(hours, 1),
+                "of them exchanging": f"{exchanging / hours:.0%}",
+            }
+        )
     return rows
 
 
@@ -233,6 +260,8 @@ def main() -> None:
     a_frame = sum(p.stat().st_size for p in zips) / costs["tartanair"]["frames"]
     frames = {**FRAMES, "tartanair": round(DOWNLOAD_GB["tartanair"] * 1e9 / a_frame)}
     stages = plan(load_config("params.yaml", "sd2"))
+    caching = caching_flops(frames["tartanair"])
+    total = caching + sum(s.flops * s.optimizer_config.steps for s in stages)
     download = sum(DOWNLOAD_GB.values())
     result = {
         **header(torch.device("cpu")),
@@ -242,8 +271,12 @@ def main() -> None:
         "stored_gb": round(sum(costs[d]["stored_kb"] * n for d, n in frames.items()) / 1e6, 1),
         "preprocessing_hours": preprocessing(costs, frames),
         "training": training(stages),
-        "training_zettaflop": round(
-            sum(s.flops * s.optimizer_config.steps for s in stages) / 1e21, 3
+        "training_exaflop": {
+            s.stage: round(s.flops * s.optimizer_config.steps / 1e18, 3) for s in stages
+        }
+        | {"cache_latents": round(caching / 1e18, 3)},
+        "hours_on_one_24_gb_gpu": round(
+            total / (PEAK_TFLOPS[GPU_24_GB] * 1e12 * GOAL_MFU) / 3600, 1
         ),
         "assumed": {"mfu": MFU, "peak_tflops": PEAK_TFLOPS, "exchange_gb_a_second": EXCHANGE_GB_S},
     }
@@ -251,6 +284,7 @@ def main() -> None:
     print(table([{"dataset": name, **cost} for name, cost in costs.items()]))
     print(table(preprocessing(costs, frames)))
     print(table(training(stages)))
+    print(json.dumps({k: result[k] for k in ("training_exaflop", "hours_on_one_24_gb_gpu")}))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, ModelMixin, UNet2DConditionModel
@@ -46,6 +46,7 @@ class StagePlan:
     """One training run as it is planned. Sizes in bytes, FLOPs of one optimizer step.
 
     Attributes:
+        size: (height, width) of the largest pictures, which memory is counted for.
         parameters: of the network that is trained; ``trained``: those that change.
         weights: of all networks the stage holds.
         activations: largest sum of what the backward pass of a micro-batch needs kept.
@@ -76,12 +77,21 @@ class StagePlan:
 
 
 def plan(config: ProfileConfig) -> list[StagePlan]:
-    """The training runs of a profile, at the size of its largest dataset."""
-    size = max(
-        (dataset.train_size for dataset in config.enabled_datasets().values()),
-        key=lambda s: s[0] * s[1],
-    )
-    one_step, stages = config.train_one_step, []
+    """The training runs of a profile: memory at its largest size, FLOPs of the mean micro-batch."""
+    weights: dict[tuple[int, int], float] = {}
+    for dataset in config.enabled_datasets().values():
+        weights[dataset.train_size] = weights.get(dataset.train_size, 0.0) + dataset.weight
+    sizes = sorted(weights, key=lambda size: size[0] * size[1], reverse=True)
+    total = sum(weights.values())
+    return [
+        replace(at[0], flops=sum(s.flops * weights[s.size] for s in at) / total)
+        for at in zip(*(_plan_at(config, size) for size in sizes), strict=True)
+    ]
+
+
+def _plan_at(config: ProfileConfig, size: tuple[int, int]) -> list[StagePlan]:
+    """The training runs as if all pictures had one size (height, width)."""
+    one_step, stages = config.train_one_step, list[StagePlan]()
     with FakeTensorMode():
         image_vae, depth_vae, unet = _networks(config)
         text = torch.zeros(1, SD2_TEXT_TOKENS, unet.config.cross_attention_dim)

@@ -84,6 +84,27 @@ def test_flops_and_activations_follow_the_settings() -> None:
     assert flops(batch_size=2 * optimizer.batch_size).activations > 1.5 * one.activations
 
 
+def test_flops_are_those_of_the_mixture_and_memory_that_of_the_largest() -> None:
+    config = load_config("params.yaml", "smoke")
+
+    def at(**sizes: tuple[float, tuple[int, int]]) -> StagePlan:
+        datasets = {
+            name: dataset.model_copy(
+                update=dict(zip(("weight", "train_size"), sizes[name], strict=True))
+                if name in sizes
+                else {"weight": 0}
+            )
+            for name, dataset in config.datasets.items()
+        }
+        return by_stage(plan(config.model_copy(update={"datasets": datasets})))["train_unet"]
+
+    small, large = at(hypersim=(1, (64, 96))), at(tartanair=(1, (128, 96)))
+    mixed = at(hypersim=(3, (64, 96)), tartanair=(1, (128, 96)))
+    assert mixed.flops == (3 * small.flops + large.flops) / 4
+    assert mixed.size == (128, 96)
+    assert mixed.activations == large.activations > small.activations
+
+
 def test_the_table_says_what_is_measured_and_what_is_not() -> None:
     lines = describe(plan(load_config("params.yaml", "smoke")), torch.device("cpu"))
     assert lines[0].startswith("stage ")
