@@ -22,13 +22,15 @@ _LEVELS: dict[Level, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class OrtOptions:
-    """Settings of a session; the defaults are ONNX Runtime's own, but for the cores it may use.
+    """Settings of a session; the defaults are ONNX Runtime's own, but for the cores it may use, and
+    that its threads rest when a graph has run.
 
     ``scripts/bench_runtime.py`` times them against each other.
 
     Attributes:
         threads: that one graph runs on; None: as many as this process may use cores.
-        spinning: idle threads wait busily for a moment: quicker, but others miss the cores.
+        spinning: idle threads wait busily while their graph runs: quicker, but others miss the
+            cores.
         arena: memory is kept for the next picture in place of being handed back.
         level: how far graphs are optimised when they are opened.
         cache: folder for optimised graphs, so that the next session opens sooner; None: no cache.
@@ -58,6 +60,9 @@ class OrtOptions:
         options.add_session_config_entry(
             "session.intra_op.allow_spinning", "1" if self.spinning else "0"
         )
+        # Else this graph's threads go on waiting busily while the next graph runs on the same
+        # cores: one step of the demo's three graphs then takes up to 1.9 times as long.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         if self.profile is not None:
             self.profile.mkdir(parents=True, exist_ok=True)
             options.enable_profiling = True

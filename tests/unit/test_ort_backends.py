@@ -69,6 +69,7 @@ def test_options_reach_onnxruntime(tmp_path: Path) -> None:
     assert settings.intra_op_num_threads == 3
     assert not settings.enable_cpu_mem_arena
     assert settings.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+    assert settings.get_session_config_entry("session.force_spinning_stop") == "1"
     level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     assert settings.graph_optimization_level == level
     assert settings.profile_file_prefix == str(tmp_path / "unet_step")
