@@ -86,14 +86,18 @@ class Format:
     write: Callable[[Prediction, Sequence[Path]], None]
 
 
-def depth_to_16_bit(depth: Depth) -> tuple[NDArray[np.uint16], float]:
+def depth_to_16_bit(
+    depth: Depth, farthest_m: float | None = None
+) -> tuple[NDArray[np.uint16], float]:
     """Depth [H, W] in metres to steps of a unit, and that unit in metres; 0 is no depth.
+
+    ``farthest_m`` is what the unit must do for at least; default: the farthest of ``depth``.
 
     Raises:
         OutputError: a depth is larger than any unit allows.
     """
     usable = visualize.has_depth(depth)
-    farthest = float(depth[usable].max(initial=0.0))
+    farthest = float(depth[usable].max(initial=farthest_m or 0.0))
     for unit in UNITS_M:
         if farthest / unit <= 65535:
             steps = np.rint(np.where(usable, depth, 0.0).astype(np.float64) / unit)
