@@ -28,6 +28,12 @@ class View:
     """Noise or another latent [C, h, w]; None: the camera's rays."""
 
 
+def same_noise(seed: int, pictures: int) -> list[torch.Generator]:
+    """A generator for each of so many pictures, all alike: each has the noise that it has alone,
+    and pictures of one size have the same."""
+    return [torch.Generator().manual_seed(seed) for _ in range(pictures)]
+
+
 def views_of_rays(sizes: Sequence[Size], count: int) -> list[View]:
     """``count`` views of every picture for a model without noise.
 
@@ -51,10 +57,13 @@ def views_of_noise(
     of the first one's size has the first one's noise.
 
     Raises:
-        ValueError: a list of generators without one for each picture.
+        ValueError: what is no generator, or a list without one for each picture.
     """
     if isinstance(generators, Sequence) and len(generators) != len(sizes):
         raise ValueError(f"{len(generators)} generators for {len(sizes)} pictures")
+    for one in generators if isinstance(generators, Sequence) else [generators]:
+        if not isinstance(one, torch.Generator | None):
+            raise ValueError(f"generator must be a torch.Generator, got {one!r}")
     found: list[View] = []
     for index, size in enumerate(sizes):
         generator = generators[index] if isinstance(generators, Sequence) else generators
@@ -72,18 +81,26 @@ def views_of_latents(
     sizes: Sequence[Size],
     count: int,
     latent_shape: Callable[[Size], tuple[int, int, int]],
-    latents: Tensor,
+    latents: Tensor | Sequence[Tensor],
 ) -> list[View]:
-    """Views that start from ``latents`` [N * count, C, h, w], a picture's members together.
+    """Views that start from ``latents`` [N * count, C, h, w], a picture's members together; a list
+    of them where sizes differ.
 
     Raises:
         ValueError: they have another shape.
     """
-    expected = {(len(sizes) * count, *latent_shape(size)) for size in sizes}
-    if expected != {tuple(latents.shape)}:
-        shapes = " and ".join(str(list(shape)) for shape in sorted(expected))
-        raise ValueError(f"latents are {list(latents.shape)}, expected {shapes}")
+    expected = [latent_shape(size) for size in sizes for _ in range(count)]
+    found = [tuple(torch.as_tensor(latent).shape) for latent in latents]
+    if expected != found:
+        raise ValueError(f"latents are {_shapes(found)}, expected {_shapes(expected)}")
     return [View(i // count, sizes[i // count], start=x) for i, x in enumerate(latents)]
+
+
+def _shapes(shapes: Sequence[tuple[int, ...]]) -> str:
+    """One for all if they are equal."""
+    if len(set(shapes)) == 1:
+        return str([len(shapes), *shapes[0]])
+    return " and ".join(str(list(shape)) for shape in shapes)
 
 
 def fuse(

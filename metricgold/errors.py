@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable
 
@@ -11,7 +12,12 @@ class UserError(ValueError):
 
 
 def run_cli(main: Callable[[], int | None]) -> None:
-    """Run a command line's ``main``; a :class:`UserError` becomes one line on stderr and exit 1."""
+    """Run a command line's ``main``; a :class:`UserError` becomes one line on stderr and exit 1.
+
+    Names of files that are not UTF-8 are printed with their odd bytes escaped.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr is from the start
     try:
         code = main()
     except UserError as error:

@@ -6,7 +6,7 @@ import io
 import math
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,9 @@ from metricgold.errors import UserError
 
 MAX_PIXELS = 178_956_970
 """Largest picture (width x height) that is decoded; larger ones may be decompression bombs."""
+
+FILM_DIAGONAL_MM = math.hypot(36.0, 24.0)
+"""Of the frame that focal lengths are compared at."""
 
 RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
@@ -174,9 +177,10 @@ def _grey_to_8_bit(grey: NDArray[Any], *, is_16_bit: bool) -> NDArray[np.uint8]:
 
 
 def exif_fov_y_deg(picture: Path | str | Image.Image, height: int, width: int) -> float | None:
-    """Vertical field of view from EXIF ``FocalLengthIn35mmFilm``, or None.
+    """Vertical field of view from EXIF, or None.
 
-    The 35 mm equivalent refers to the 43.27 mm diagonal of a 36 x 24 mm frame.
+    From ``FocalLengthIn35mmFilm``, which refers to the 43.27 mm diagonal of a 36 x 24 mm frame;
+    where a camera leaves it out, from the focal length and the pixels of its sensor a millimetre.
     """
     try:
         with warnings.catch_warnings():
@@ -191,12 +195,29 @@ def exif_fov_y_deg(picture: Path | str | Image.Image, height: int, width: int) -
     if not 1 <= focal_mm < math.inf:
         return None
     diagonal_px = math.hypot(height, width)
-    focal_px = focal_mm / math.hypot(36.0, 24.0) * diagonal_px
+    focal_px = focal_mm / FILM_DIAGONAL_MM * diagonal_px
     return math.degrees(2.0 * math.atan(height / (2.0 * focal_px)))
 
 
 def _focal_mm(image: Image.Image) -> float:
-    return float(image.getexif().get_ifd(0x8769).get(0xA405) or 0)
+    """For a 36 x 24 mm frame; 0 if the file does not say it."""
+    tags = image.getexif().get_ifd(0x8769)
+    return float(tags.get(0xA405) or 0) or _focal_mm_by_sensor(tags)
+
+
+def _focal_mm_by_sensor(tags: Mapping[int, Any]) -> float:
+    """From ``FocalLength``, ``FocalPlaneXResolution`` and ``PixelXDimension``, ``..YDimension``;
+    0 where one is missing or the sensor were of no camera's size.
+
+    The picture may have been scaled since, but not cut.
+    """
+    wanted = [float(tags.get(tag) or 0) for tag in (0x920A, 0xA20E, 0xA002, 0xA003)]
+    unit_mm = {2: 25.4, 3: 10.0, 4: 1.0, 5: 0.001}.get(tags.get(0xA210, 2), 0.0)
+    if not all(wanted) or not unit_mm:
+        return 0.0
+    focal_mm, pixels_a_unit, width, height = wanted
+    sensor_mm = math.hypot(width, height) * unit_mm / pixels_a_unit  # diagonal
+    return focal_mm / sensor_mm * FILM_DIAGONAL_MM if 3 <= sensor_mm <= 80 else 0.0
 
 
 def processing_size(height: int, width: int, long_side: int, multiple: int) -> tuple[int, int]:

@@ -5,6 +5,7 @@ numpy and Pillow only, so that the torch-free runtime writes the same files.
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -86,14 +87,18 @@ class Format:
     write: Callable[[Prediction, Sequence[Path]], None]
 
 
-def depth_to_16_bit(depth: Depth) -> tuple[NDArray[np.uint16], float]:
+def depth_to_16_bit(
+    depth: Depth, farthest_m: float | None = None
+) -> tuple[NDArray[np.uint16], float]:
     """Depth [H, W] in metres to steps of a unit, and that unit in metres; 0 is no depth.
+
+    ``farthest_m`` is what the unit must do for at least; default: the farthest of ``depth``.
 
     Raises:
         OutputError: a depth is larger than any unit allows.
     """
     usable = visualize.has_depth(depth)
-    farthest = float(depth[usable].max(initial=0.0))
+    farthest = float(depth[usable].max(initial=farthest_m or 0.0))
     for unit in UNITS_M:
         if farthest / unit <= 65535:
             steps = np.rint(np.where(usable, depth, 0.0).astype(np.float64) / unit)
@@ -173,8 +178,10 @@ def _write_exr(prediction: Prediction, paths: Sequence[Path]) -> None:
     if prediction.uncertainty is not None:
         channels["uncertainty"] = prediction.uncertainty.astype(np.float32)
     header = {"compression": OpenEXR.ZIP_COMPRESSION, "type": OpenEXR.scanlineimage}
+    encoded = io.BytesIO()  # the library itself takes no name that is not UTF-8
     with OpenEXR.File(header, channels) as file:
-        file.write(str(paths[0]))
+        file.write(encoded)
+    paths[0].write_bytes(encoded.getvalue())
 
 
 def _write_16_bit(prediction: Prediction, paths: Sequence[Path]) -> None:
@@ -245,14 +252,24 @@ def existing(folder: Path, name: str, formats: Iterable[str]) -> list[Path]:
 
 
 def write_outputs(
-    folder: Path, name: str, prediction: Prediction, formats: Sequence[str], force: bool = False
+    folder: Path,
+    name: str,
+    prediction: Prediction,
+    formats: Sequence[str],
+    force: bool = False,
+    leave_out: Callable[[str], None] | None = None,
 ) -> list[Path]:
     """Write ``<folder>/<name><ending>`` in every format; the files that are there then.
 
     All are written under temporary names first, so either all appear or none.
 
+    Args:
+        leave_out: is told of each format that has nothing to write (a mesh of nothing but sky),
+            and the others are written; without it, and where there are no others, that is an error.
+
     Raises:
         OutputError: one exists and ``force`` is not given, or the folder cannot be written to.
+        NothingToWriteError: see ``leave_out``.
     """
     there = existing(folder, name, formats)
     if there and not force:
@@ -263,7 +280,12 @@ def write_outputs(
     try:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         for chosen in formats:
-            FORMATS[chosen].write(prediction, parts[chosen])
+            try:
+                FORMATS[chosen].write(prediction, parts[chosen])
+            except point_cloud.NothingToWriteError as error:
+                if leave_out is None or len(formats) == 1:
+                    raise
+                leave_out(f"{chosen} is left out: {error}")
         for chosen in formats:
             for part, target in zip(parts[chosen], targets[chosen], strict=True):
                 if part.exists():

@@ -148,13 +148,16 @@ def run(
             predictions = predict(loaded) if loaded else []
             seconds = (time.perf_counter() - started) / max(1, len(loaded))
             for one, (prediction, said) in zip(loaded, predictions, strict=True):
+                left_out: list[str] = []
                 try:
-                    written = write_outputs(out, one.source.name, prediction, formats, force)
+                    written = write_outputs(
+                        out, one.source.name, prediction, formats, force, left_out.append
+                    )
                 except UserError as error:
                     refused += 1
                     bar.write(f"error: {one.source.path}: {error}", file=sys.stderr)
                     continue
-                bar.write(_summary(one, prediction, f"{said}, {seconds:.2f} s", written))
+                bar.write(_summary(one, prediction, f"{said}, {seconds:.2f} s", written, left_out))
             bar.update(len(part))
     if refused and len(sources) > 1:
         print(f"{refused} of {len(sources)} pictures refused", file=sys.stderr)
@@ -182,12 +185,22 @@ def _refuse_name(
         raise UserError(f"{there[0]}: exists already; name another --out or add --force")
 
 
-def _summary(one: Loaded, prediction: Prediction, said: str, written: Sequence[Path]) -> str:
-    depth = prediction.depth
+def _summary(
+    one: Loaded,
+    prediction: Prediction,
+    said: str,
+    written: Sequence[Path],
+    left_out: Sequence[str],
+) -> str:
+    depth, unsure = prediction.depth, prediction.uncertainty
     height, width = depth.shape
-    return (
-        f"{one.source.path}: depth min {depth.min():.2f} m, median {np.median(depth):.2f} m, "
-        f"max {depth.max():.2f} m ({width}x{height})\n"
-        f"  {one.fov_told}; {said}\n"
-        f"  wrote {', '.join(str(path) for path in written)}"
+    give_or_take = "" if unsure is None else f", give or take {np.median(unsure):.2f} m"
+    return "\n  ".join(
+        (
+            f"{one.source.path}: depth min {depth.min():.2f} m, median {np.median(depth):.2f} m, "
+            f"max {depth.max():.2f} m{give_or_take} ({width}x{height})",
+            f"{one.fov_told}; {said}",
+            *left_out,
+            f"wrote {', '.join(str(path) for path in written)}",
+        )
     )

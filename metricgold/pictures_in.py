@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -46,7 +45,7 @@ def as_pictures(image: PictureInput | Sequence[PictureInput]) -> list[Picture]:
     """One picture or several, of any of these kinds, in order.
 
     Paths and ``PIL.Image`` (turned upright, their EXIF read); numpy [H, W, 3], [H, W] or
-    [N, H, W, 3]; torch [3, H, W] or [N, 3, H, W]. Arrays hold uint8, or floats in [0, 1].
+    [N, H, W, 3]; torch [3, H, W], [H, W] or [N, 3, H, W]. Arrays hold uint8, or floats in [0, 1].
 
     Raises:
         ValueError: an array of another shape, type or range.
@@ -61,9 +60,11 @@ def as_pictures(image: PictureInput | Sequence[PictureInput]) -> list[Picture]:
         rgb = imaging.rgb_of_image(image)
         return [Picture(rgb, imaging.exif_fov_y_deg(image, *rgb.shape[:2]))]
     if isinstance(image, Tensor):
+        image = image[None] if image.ndim == 2 else image
         if image.ndim not in (3, 4) or image.shape[-3] not in (1, 3):
             raise ValueError(
-                f"a picture tensor must be [3, H, W] or [N, 3, H, W], got {list(image.shape)}"
+                "a picture tensor must be [3, H, W], [H, W] or [N, 3, H, W], got "
+                f"{list(image.shape)}"
             )
         image = image.float() if image.is_floating_point() else image
         image = image.detach().cpu().movedim(-3, -1).numpy()
@@ -102,15 +103,15 @@ def cameras_of(
     Args:
         intrinsics: K [3, 3] in pixels, [N, 3, 3], or a list with None where unknown.
         focal_length_px: vertical focal length in pixels of the picture as given.
-        fov_deg: vertical field of view in degrees.
+        fov_deg: vertical field of view in degrees. Both: one number, or a list or array [N].
 
     Raises:
         ValueError: two of them are given, or one that no camera has.
     """
     given = {
-        "intrinsics": _one_each(_split_intrinsics(intrinsics), "intrinsics", len(pictures)),
-        "focal_length_px": _one_each(focal_length_px, "focal_length_px", len(pictures)),
-        "fov_deg": _one_each(fov_deg, "fov_deg", len(pictures)),
+        "intrinsics": _one_each(_split(intrinsics, 2), "intrinsics", len(pictures)),
+        "focal_length_px": _one_each(_split(focal_length_px, 0), "focal_length_px", len(pictures)),
+        "fov_deg": _one_each(_split(fov_deg, 0), "fov_deg", len(pictures)),
     }
     named = [name for name, value in given.items() if value is not None]
     if len(named) > 1:
@@ -129,11 +130,21 @@ def cameras_of(
     return cameras
 
 
-def _split_intrinsics(intrinsics: Any) -> Any:
-    if intrinsics is None or isinstance(intrinsics, (list, tuple)):
-        return intrinsics
-    array = np.asarray(intrinsics.cpu() if isinstance(intrinsics, Tensor) else intrinsics)
-    return list(array) if array.ndim == 3 else array
+def _split(value: Any, ndim: int) -> Any:
+    """An array, a tensor or nested numbers of one dimension more than ``ndim``, which one picture's
+    value has, as a list; what has None or arrays in it is a list already."""
+    if value is None or (isinstance(value, (list, tuple)) and not _is_matrix(value)):
+        return value
+    array = np.asarray(value.cpu() if isinstance(value, Tensor) else value)
+    return list(array) if array.ndim == ndim + 1 else array
+
+
+def _is_matrix(value: Sequence[Any]) -> bool:
+    """Whether it is one K as nested numbers, as JSON has it."""
+    return len(value) == 3 and all(
+        isinstance(row, (list, tuple)) and all(isinstance(x, (int, float)) for x in row)
+        for row in value
+    )
 
 
 def _one_each(value: Any, name: str, count: int) -> list[Any] | None:
@@ -147,20 +158,28 @@ def _one_each(value: Any, name: str, count: int) -> list[Any] | None:
     return list(value)
 
 
+def _number(name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be a number for every picture, got {value!r}") from None
+
+
 def _fov_deg(name: str, value: Any, height: int) -> float:
     if name == "fov_deg":
-        fov = float(value)
+        fov = _number(name, value)
         if not 0 < fov < 180:
             raise ValueError(f"fov_deg must lie in (0, 180) degrees, got {fov}")
         return fov
     if name == "focal_length_px":
-        focal = float(value)
+        focal = _number(name, value)
         if not (focal > 0 and np.isfinite(focal)):
             raise ValueError(f"focal_length_px must be positive, got {focal}")
         return geometry.fov_y_deg(geometry.make_intrinsics(focal, focal, 0, 0), height)
-    matrix = np.asarray(value.cpu() if isinstance(value, torch.Tensor) else value, np.float64)
+    try:
+        matrix = np.asarray(value.cpu() if isinstance(value, Tensor) else value, np.float64)
+    except (TypeError, ValueError):  # no numbers, or rows of different lengths
+        matrix = np.zeros(0)
     if matrix.shape != (3, 3) or not (np.isfinite(matrix).all() and matrix[1, 1] > 0):
-        raise ValueError(
-            f"intrinsics must be K [3, 3] in pixels with f_y > 0, got {matrix.tolist()}"
-        )
+        raise ValueError(f"intrinsics must be K [3, 3] in pixels with f_y > 0, got {value!r}")
     return geometry.fov_y_deg(matrix, height)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from metricgold import imaging
 from metricgold.confidence import at_pixels
+from metricgold.depth_pictures import DepthPictures
 from metricgold.diffusion import sample
 from metricgold.ensemble import (
     REDUCTIONS,
@@ -47,7 +49,8 @@ class MetricGoldOutput(BaseOutput):
     Attributes:
         prediction: float32 [N, H, W, 1], z-depth in metres ("pt": tensor [N, 1, H, W]).
         uncertainty: as ``prediction``, in metres, if asked for.
-        latent: depth latents [N, C, h, w] of the first member, if asked for.
+        latent: depth latents [N * E, C, h, w] of E members, a picture's together, if asked for;
+            different sizes: a list of [C, h, w].
         cameras: vertical field of view in degrees of every picture, and where it is from.
         sky_mask: bool, as ``prediction``: what is at the far end of the range, as sky is.
     """
@@ -57,6 +60,12 @@ class MetricGoldOutput(BaseOutput):
     latent: Any = None
     cameras: list[Camera] | None = None
     sky_mask: Any = None
+
+    @property
+    def valid_mask(self) -> Any:
+        """bool, as ``prediction``: what has a depth that is not sky's."""
+        sky = self.sky_mask
+        return [~mask for mask in sky] if isinstance(sky, list) else ~sky
 
 
 @dataclass(frozen=True)
@@ -78,6 +87,11 @@ class MetricGoldPipeline(MetricGoldModel):
         options = {n: v for n, v in model.config.items() if n not in model.components}
         return cls(**model.components, **{n: v for n, v in options.items() if n[0] != "_"})
 
+    @property
+    def image_processor(self) -> DepthPictures:
+        """What makes pictures of predictions, by the names that Marigold's has."""
+        return DepthPictures(self.codec.depth_max_m)
+
     @torch.no_grad()
     def __call__(
         self,
@@ -90,7 +104,7 @@ class MetricGoldPipeline(MetricGoldModel):
         resample_method_output: str = "bilinear",
         batch_size: int = 1,
         ensembling_kwargs: dict[str, Any] | None = None,
-        latents: Tensor | None = None,
+        latents: Tensor | Sequence[Tensor] | None = None,
         generator: Generators = None,
         output_type: str = "np",
         output_uncertainty: bool = False,
@@ -113,10 +127,13 @@ class MetricGoldPipeline(MetricGoldModel):
             processing_resolution: long side in pixels, 0 for the picture's own.
             match_input_resolution: resize the result back, in log-depth.
             resample_method_input, resample_method_output: nearest, bilinear, bicubic or area.
-            batch_size: predictions the networks make at once.
+            batch_size: predictions the networks make at once; in float32 it changes no depth by
+                more than 1e-4 of it.
             ensembling_kwargs: ``{"reduction": "median"}`` or ``"mean"``.
-            latents: what to start from, [N * ensemble_size, C, h, w], in place of noise or rays.
-            generator: of the noise, for all pictures or one each.
+            latents: what to start from in place of noise or rays, as ``latent`` of the output;
+                a model that was trained to start from rays is no good from anything else.
+            generator: of the noise: one that all pictures draw from in turn, or a list with one
+                each, so that a picture's noise does not depend on the others.
             output_type: "np" or "pt".
             output_uncertainty: also return metres of uncertainty: ``d (L/2) MAD(x)`` of an
                 ensemble, or ``d E|ln(d_pred / d_true)|`` by the confidence head.
@@ -199,7 +216,7 @@ class MetricGoldPipeline(MetricGoldModel):
         sizes: list[tuple[int, int]],
         steps: int,
         ensemble_size: int,
-        latents: Tensor | None,
+        latents: Tensor | Sequence[Tensor] | None,
         generator: Generators,
         shared_noise: bool,
     ) -> list[View]:
@@ -270,8 +287,10 @@ class MetricGoldPipeline(MetricGoldModel):
         return [_Result(*found) for found in zip(norm, latent, errors, strict=True)]
 
 
-def _check_at_least(least: int, **options: int) -> None:
+def _check_at_least(least: int, **options: Any) -> None:
     for name, value in options.items():
+        if not isinstance(value, numbers.Integral):
+            raise ValueError(f"{name} must be a whole number, got {value!r}")
         if value < least:
             raise ValueError(f"{name} must be {least} or more, got {value}")
 

@@ -17,6 +17,10 @@ EDGE_RATIO = 1.1
 Depth = NDArray[np.float32]
 
 
+class NothingToWriteError(UserError):
+    """A picture has no points or no surface; the message says why."""
+
+
 def normals(depth: Depth, intrinsics: NDArray[Any]) -> NDArray[np.float32]:
     """Unit normals [H, W, 3] of the surface, towards the camera, OpenCV frame.
 
@@ -64,18 +68,21 @@ def write(
     Points, or a mesh that is open at depth edges.
 
     Raises:
-        UserError: no pixel is valid, there is no face for a mesh, or trimesh is not installed.
+        NothingToWriteError: no pixel is valid, or there is no face for a mesh.
+        UserError: trimesh is not installed.
     """
     trimesh = _trimesh()
     if not valid_mask.any():
-        raise UserError("no pixel has a depth, so there is no point to write")
+        raise NothingToWriteError("no pixel has a depth, so there is no point to write")
     points = _in_frame_of(path, unproject(depth.astype(np.float64), intrinsics))  # [H, W, 3]
     if not mesh:
         shape = trimesh.PointCloud(points[valid_mask], colors=rgb[valid_mask])
     else:
         triangles = faces(depth, valid_mask)
         if not len(triangles):
-            raise UserError("there is no surface to write: depth edges lie between all pixels")
+            raise NothingToWriteError(
+                "there is no surface to write: depth edges lie between all pixels"
+            )
         vertices, colours = points.reshape(-1, 3), rgb.reshape(-1, 3)
         shape = trimesh.Trimesh(vertices, triangles, vertex_colors=colours, process=False)
         shape.remove_unreferenced_vertices()

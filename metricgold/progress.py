@@ -9,6 +9,18 @@ from typing import Any
 from tqdm import tqdm
 
 
+class _Bar(tqdm):
+    """tqdm, but in a log the lines that are written beside it do not draw it anew each time."""
+
+    @classmethod
+    def write(cls, s: str, file: Any = None, end: str = "\n", nolock: bool = False) -> None:
+        """A line for people on ``file``, by default stdout."""
+        if sys.stderr.isatty():
+            super().write(s, file, end, nolock)
+        else:
+            print(s, file=file or sys.stdout, end=end, flush=True)
+
+
 def progress_bar(
     iterable: Iterable[Any] | None = None,
     *,
@@ -19,7 +31,7 @@ def progress_bar(
 ) -> Any:
     """A tqdm bar that stays quiet in logs (at most a line every ten seconds)."""
     terminal = sys.stderr.isatty()
-    return tqdm(
+    return _Bar(
         iterable,
         desc=description,
         total=total,

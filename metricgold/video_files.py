@@ -13,6 +13,7 @@ import numpy as np
 
 from metricgold import video, visualize, webcam
 from metricgold.errors import UserError
+from metricgold.evaluation.temporal import flicker
 from metricgold.outputs import Prediction, write_outputs
 from metricgold.picture_files import CameraOptions, Loaded, Predict, Source
 from metricgold.progress import progress_bar
@@ -50,9 +51,9 @@ def run_video(
     shown = _refuse_existing(path.stem, results)
     frames = video.read_frames(path)
     predicted = _predicted(frames, path, path.stem, predict, camera, batch_size)
-    count = _write(predicted, path.name, shown, info, results, lambda: 1)
-    print(f"{path}: {count} frames, wrote {results.out / path.stem} and {shown}")
-    return count
+    changes = _write(predicted, path.name, shown, info, results, lambda: 1)
+    print(f"{path}: {_told(changes)}, wrote {results.out / path.stem} and {shown}")
+    return len(changes)
 
 
 def run_webcam(
@@ -75,11 +76,11 @@ def run_webcam(
     frames = islice(webcam.newest_frames(name), most)
     predicted = _predicted(frames, Path(name), stem, predict, camera, 1)
     info = video.VideoInfo(str(WEBCAM_RATE), most)
-    count = _write(predicted, name, shown, info, results, _repetitions(), (KeyboardInterrupt,))
-    if count == 0:
+    changes = _write(predicted, name, shown, info, results, _repetitions(), (KeyboardInterrupt,))
+    if not changes:
         raise UserError(f"{name}: gave no frame")
-    print(f"{name}: {count} frames, wrote {results.out / stem} and {shown}")
-    return count
+    print(f"{name}: {_told(changes)}, wrote {results.out / stem} and {shown}")
+    return len(changes)
 
 
 def _refuse_existing(stem: str, results: Results) -> Path:
@@ -118,21 +119,30 @@ def _write(
     results: Results,
     repetitions: Callable[[], int],
     ended_by: tuple[type[BaseException], ...] = (),
-) -> int:
-    """Write all results and the video, each frame as often as ``repetitions`` says.
+) -> list[float]:
+    """Write all results and the video, each frame as often as ``repetitions`` says; for every frame
+    how much its depth changed since the one before, see :func:`flicker` (0 for the first).
 
     After what is in ``ended_by`` the files that are there are kept, as at the last frame.
     """
     limits: tuple[float, float] | None = None
-    count = 0
+    changes: list[float] = []
+    before: Prediction | None = None
     with (
         video.writing(shown, info.rate) as writer,
         progress_bar(description=name, total=info.frames, unit="frame") as bar,
         suppress(*ended_by),
     ):
         for frame, prediction in predicted:
-            count += 1
-            write_outputs(results.out, frame, prediction, results.formats, results.force)
+            pair = [p.depth for p in (before or prediction, prediction)]
+            changes.append(flicker(np.stack(pair)))
+            before = prediction
+            left_out: list[str] = []
+            write_outputs(
+                results.out, frame, prediction, results.formats, results.force, left_out.append
+            )
+            for told in left_out:
+                bar.write(f"{frame}: {told}")
             limits = limits or visualize.depth_limits(prediction.depth)
             coloured = visualize.colourise(prediction.depth, *limits)
             beside = np.concatenate([prediction.rgb, coloured], axis=1)
@@ -140,7 +150,16 @@ def _write(
             for _ in range(repetitions()):
                 writer.add(beside)
             bar.update()
-    return count
+    return changes
+
+
+def _told(changes: Sequence[float]) -> str:
+    """How many frames there were, and how steady their depth is."""
+    told = f"{len(changes)} frames"
+    if len(changes) > 1:
+        mean = sum(changes) / (len(changes) - 1)
+        told += f", from one to the next depth changes by {100 * mean:.1f} % (motion included)"
+    return told
 
 
 def _repetitions() -> Callable[[], int]:

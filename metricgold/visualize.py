@@ -90,12 +90,20 @@ def colourise(depth: Depth, near_m: float | None = None, far_m: float | None = N
     """
     default = depth_limits(depth)
     near, far = near_m or default[0], far_m or default[1]
-    _check_limits(near, far)
-    usable = has_depth(depth)
-    share = np.log(np.where(usable, depth, near) / near) / math.log(far / near)
-    picture = DEPTH_COLOURS[_index(share)]
-    picture[~usable] = NO_DEPTH
+    picture = DEPTH_COLOURS[_index(log_share(depth, near, far))]
+    picture[~has_depth(depth)] = NO_DEPTH
     return picture
+
+
+def log_share(depth: Depth, near_m: float, far_m: float) -> NDArray[np.floating]:
+    """Where depth [H, W] in metres lies between near (0) and far (1), along log-depth; 0 where
+    there is none.
+
+    Raises:
+        ValueError: the limits are not 0 < near < far.
+    """
+    _check_limits(near_m, far_m)
+    return np.log(np.where(has_depth(depth), depth, near_m) / near_m) / math.log(far_m / near_m)
 
 
 def colourise_error(abs_rel: NDArray[np.floating], valid_mask: Mask) -> Picture:

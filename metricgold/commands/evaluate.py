@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from metricgold.commands.options import CHECKPOINT, DeviceOption, ForceOption
+from metricgold.commands.options import CHECKPOINT, DeviceOption, ForceOption, usable_device
 from metricgold.errors import UserError
 
 if TYPE_CHECKING:
@@ -74,8 +74,8 @@ def evaluate(
     from metricgold import files
     from metricgold.evaluation import comparison, comparison_page
     from metricgold.evaluation.baselines import evenly_spaced
+    from metricgold.evaluation.engine import TEMPORAL
     from metricgold.memory import keep_freed_memory
-    from metricgold.training.accelerator import default_device
 
     names = _names(models or [f"metricgold={CHECKPOINT}"])
     if out.exists() and not force:
@@ -83,24 +83,27 @@ def evaluate(
     if out.exists() and not (out / "results.json").is_file() and any(out.iterdir()):
         raise UserError(f"{out}: holds other things than an evaluation; name another --out")
     reader, limits = _open(data), _range(data, min_depth, max_depth)
+    place = usable_device(device)
     print(f"{len(reader)} frames; truth from {limits[0]:g} to {limits[1]:g} m is evaluated")
     keep_freed_memory()
-    found = comparison.compare(
-        reader,
-        evenly_spaced(len(reader), frames),
-        names,
-        limits,
-        device=str(device or default_device()),
-        sequences=sequences,
-        with_costs=cost,
-        seed=seed,
-    )
     command = ["metricgold", *sys.argv[1:]]
-    page = comparison_page.build(found, reader, shlex.join(command), pictures, clouds)
-    with files.replaced_folder(out) as folder:
+    with files.replaced_folder(out) as folder:  # at once, so that one that cannot be is told now
+        found = comparison.compare(
+            reader,
+            evenly_spaced(len(reader), frames),
+            names,
+            limits,
+            device=place,
+            sequences=sequences,
+            with_costs=cost,
+            seed=seed,
+        )
+        page = comparison_page.build(found, reader, shlex.join(command), pictures, clouds)
         files.write_json(folder / "results.json", comparison.results(found, command))
         comparison.write_table(folder / "per_image.csv", found.evaluation)
         files.write_text(folder / "index.html", page)
+    if sequences and not any(TEMPORAL in s.names for s in found.evaluation.scores.values()):
+        print("no two of these frames follow each other, so no change from frame to frame is known")
     for line in _table(found):
         print(line)
     print(f"wrote {out / 'index.html'}, results.json and per_image.csv")
@@ -138,7 +141,8 @@ def _range(data: Path, near: float | None, far: float | None) -> tuple[float, fl
     if report.is_file():
         limits = json.loads(report.read_text(encoding="utf-8")).get("depth_range_m")
     own = limits or (DepthCodec().depth_min_m, DepthCodec().depth_max_m)
-    low, high = near or float(own[0]), far or float(own[1])
+    low = float(own[0]) if near is None else near
+    high = float(own[1]) if far is None else far
     if not 0 < low < high:
         raise UserError(f"--min-depth {low:g} and --max-depth {high:g}: 0 < min < max is needed")
     return low, high
@@ -146,13 +150,16 @@ def _range(data: Path, near: float | None, far: float | None) -> tuple[float, fl
 
 def _table(found: Comparison) -> list[str]:
     """The figures one looks for first, a line each model."""
+    means = {label: found.evaluation.scores[label].means() for label in found.labels}
     columns = (("AbsRel", "abs_rel"), ("delta1", "delta1"), ("scale ratio", "scale_ratio"),
                ("boundary F1", "boundary_f1"), ("affine AbsRel", "affine_abs_rel"),
-               ("disparity AbsRel", "affine_disparity_abs_rel"))  # fmt: skip
+               ("disparity AbsRel", "affine_disparity_abs_rel"), ("nAUSE", "nause"),
+               ("frame to frame", "temporal_error"))  # fmt: skip
+    columns = tuple(c for c in columns if any(c[1] in each for each in means.values()))
     width = max(len(label) for label in ("", *found.labels))
     lines = [" " * width + "".join(f"  {title:>16}" for title, _ in columns)]
     for label in found.labels:
-        means = found.evaluation.scores[label].means()
-        cells = (f"{means[key]:.4f}" if key in means else "–" for _, key in columns)
+        own = means[label]
+        cells = (f"{own[key]:.4f}" if key in own else "–" for _, key in columns)
         lines.append(label.ljust(width) + "".join(f"  {cell:>16}" for cell in cells))
     return lines

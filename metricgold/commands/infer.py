@@ -14,6 +14,7 @@ from metricgold.commands.options import (
     DeviceOption,
     DtypeOption,
     ForceOption,
+    usable_device,
 )
 from metricgold.errors import UserError
 from metricgold.output_formats import ABOUT, DEFAULT_FORMATS
@@ -75,6 +76,12 @@ def infer(
     field of view and time. Nothing that exists is replaced unless --force is given. A picture
     that cannot be read is told and does not stop the others; the exit code is then 1. Of a video
     or a webcam (needs ffmpeg) every frame is predicted, and NAME_depth.mp4 shows them all.
+
+    Examples: metricgold infer photo.jpg --fov-deg 55
+
+    metricgold infer 'holiday/**/*.jpg' --format all --ensemble 2 --out depth
+
+    metricgold infer drive.mp4 --focal-px 1200 --format npz --batch-size 4
     """
     from metricgold.inputs import find_inputs, run_inputs
     from metricgold.outputs import parse_formats
@@ -113,25 +120,28 @@ def predictor(
     with_error = tile is None and (options["ensemble_size"] > 1 or pipeline.confidence is not None)
 
     def predict(pictures: Sequence[Loaded]) -> list[tuple[Prediction, str]]:
-        """Their depth; the same noise for every call."""
-        import torch
+        """Their depth; the same noise for every one, whatever it is predicted with."""
+        from metricgold.ensemble import same_noise
 
-        common = options | {"generator": torch.Generator().manual_seed(seed)}
+        generators = same_noise(seed, len(pictures))
         uncertainties: Any = [None] * len(pictures)
         try:
             if tile is not None:
                 from metricgold.tiling import predict_tiled
 
                 depths: Any = [
-                    predict_tiled(pipeline, p.rgb, tile, fov_deg=p.fov_deg, **common)[..., None]
-                    for p in pictures
+                    predict_tiled(
+                        pipeline, p.rgb, tile, fov_deg=p.fov_deg, generator=own, **options
+                    )[..., None]
+                    for p, own in zip(pictures, generators, strict=True)
                 ]
             else:
                 found = pipeline(
                     [p.rgb for p in pictures],
                     fov_deg=[p.fov_deg for p in pictures],
                     output_uncertainty=with_error,
-                    **common,
+                    generator=generators,
+                    **options,
                 )
                 depths = found.prediction
                 uncertainties = found.uncertainty if with_error else uncertainties
@@ -177,15 +187,13 @@ def open_pipeline(
     import torch
 
     from metricgold.pipeline import MetricGoldPipeline
-    from metricgold.training.accelerator import default_device
 
     known = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
     if dtype not in known:
         raise UserError(f"--dtype {dtype}: not known; take {', '.join(known)}")
-    pipeline = MetricGoldPipeline.from_pretrained(checkpoint_of(checkpoint), light=light)
+    place = usable_device(device)
+    pipeline = MetricGoldPipeline.from_pretrained(
+        checkpoint_of(checkpoint), light=light, dtype=known[dtype]
+    )
     pipeline.set_progress_bar_config(disable=True)
-    try:
-        return pipeline.to(device or default_device(), known[dtype])
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"--device {device}: cannot be used here ({reason})") from None
+    return pipeline.to(place, silence_dtype_warnings=True)

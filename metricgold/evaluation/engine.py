@@ -215,7 +215,10 @@ def _estimates(
     shown = [Observation(f.key, f.rgb, f.intrinsics) for f in frames]
     found = {}
     for name, predictor in predictors.items():
-        found[name] = predictor.predict(shown)
+        try:
+            found[name] = predictor.predict(shown)
+        except UserError as error:
+            raise EvaluationError(f"{name}: {error}") from None
         if len(found[name]) != len(shown):
             raise EvaluationError(
                 f"{name}: {len(found[name])} estimates for {len(shown)} pictures, the first "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,8 @@ def _function(target: str, device: str | None, **options: Any) -> Predictor:
     from metricgold.evaluation.other_models import FunctionPredictor
 
     module, _, name = target.partition(":")
+    if "" not in sys.path:  # as of 'python -m': modules of the folder that one is in
+        sys.path.insert(0, "")
     try:
         function = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:

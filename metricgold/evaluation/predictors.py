@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from metricgold.ensemble import same_noise
+from metricgold.errors import UserError
 from metricgold.geometry import fov_y_deg
 from metricgold.pipeline import MetricGoldPipeline
 from metricgold.tiling import predict_tiled
@@ -102,7 +103,8 @@ class PipelinePredictor(Predictor):
         num_inference_steps, ensemble_size, processing_resolution: as in the pipeline;
             None takes what the checkpoint says.
         use_fov: False hides the camera from the network (field of view unknown).
-        seed: of the noise, drawn anew for each batch; one-step predictions need none.
+        seed: of the noise, the same for every picture, whatever it is predicted with; one-step
+            predictions need none.
         tile_size: larger pictures are predicted in tiles of this long side in pixels.
 
     Uncertainty is given where an ensemble or a confidence head gives one, but not in tiles.
@@ -143,7 +145,17 @@ class PipelinePredictor(Predictor):
         return cls(pipeline, **options)
 
     def predict(self, observations: Sequence[Observation]) -> list[Estimate]:
-        """Depth float32 [H, W] in metres at the pictures' own size."""
+        """Depth float32 [H, W] in metres at the pictures' own size.
+
+        Raises:
+            UserError: an option that is impossible.
+        """
+        try:
+            return self._predict(observations)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+
+    def _predict(self, observations: Sequence[Observation]) -> list[Estimate]:
         fovs = [
             fov_y_deg(o.intrinsics, o.rgb.shape[0])
             if self.use_fov and o.intrinsics is not None
@@ -155,16 +167,19 @@ class PipelinePredictor(Predictor):
             "ensemble_size": self.ensemble_size,
             "processing_resolution": self.processing_resolution,
             "batch_size": len(observations) * self.ensemble_size,
-            "generator": torch.Generator().manual_seed(self.seed),
         }
+        generators = same_noise(self.seed, len(observations))
         rgbs = [o.rgb for o in observations]
         if self.tile_size is not None:
+            options["tile_size"] = self.tile_size
             return [
-                Estimate(predict_tiled(self.pipeline, rgb, self.tile_size, fov_deg=fov, **options))
-                for rgb, fov in zip(rgbs, fovs, strict=True)
+                Estimate(predict_tiled(self.pipeline, rgb, fov_deg=fov, generator=own, **options))
+                for rgb, fov, own in zip(rgbs, fovs, generators, strict=True)
             ]
         unsure = self.ensemble_size > 1 or self.pipeline.confidence is not None
-        output = self.pipeline(rgbs, fov_deg=fovs, output_uncertainty=unsure, **options)
+        output = self.pipeline(
+            rgbs, fov_deg=fovs, output_uncertainty=unsure, generator=generators, **options
+        )
         errors = output.uncertainty if unsure else [None] * len(observations)
         return [
             Estimate(depth[..., 0], None if error is None else error[..., 0])

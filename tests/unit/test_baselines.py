@@ -104,3 +104,20 @@ def test_pipeline_predictor_is_deterministic_with_noise(tmp_path: Any) -> None:
     np.testing.assert_array_equal(first(rgb, None), first(rgb, None))
     other = PipelinePredictor.from_pretrained(tmp_path, num_inference_steps=3, seed=2)
     assert not np.allclose(first(rgb, None), other(rgb, None))
+
+
+@pytest.mark.parametrize("tile_size", [None, 12])
+def test_a_pictures_noise_does_not_depend_on_the_others(tile_size: int | None) -> None:
+    rng = np.random.default_rng(0)
+    shown = [
+        Observation(str(i), rng.integers(0, 256, (16, 24, 3), dtype=np.uint8), None)
+        for i in range(3)
+    ]
+    predictor = PipelinePredictor(toy_model(), 2, ensemble_size=2, tile_size=tile_size)
+    together = predictor.predict(shown)
+    for one, estimate in zip(shown, together, strict=True):
+        np.testing.assert_allclose(estimate.depth, predictor.predict([one])[0].depth, rtol=1e-4)
+    same = predictor.predict([shown[0]] * 2)  # frames of a sequence: no flicker from the noise
+    np.testing.assert_allclose(same[0].depth, same[1].depth, rtol=1e-4)
+    other = PipelinePredictor(toy_model(), 2, ensemble_size=2, seed=1, tile_size=tile_size)
+    assert not np.allclose(other.predict(shown[:1])[0].depth, together[0].depth, rtol=1e-3)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +21,7 @@ from metricgold import video
 from metricgold.cli import app
 from metricgold.errors import UserError
 
+ROOT = Path(__file__).parents[2]
 RGB = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
 
 
@@ -62,6 +65,38 @@ def test_infer_ensembles_folders_and_batches(checkpoint: Path, workplace: Path) 
         assert (found["uncertainty"] >= 0).all()
         assert "intrinsics" not in found
     assert Path("o/d.npz").is_file()
+    assert re.search(r"max [\d.]+ m, give or take [\d.]+ m \(40x20\)", done.output)
+
+
+def test_the_batch_size_and_other_pictures_do_not_change_a_depth(
+    checkpoint: Path, workplace: Path
+) -> None:
+    for n in range(1, 4):
+        Image.fromarray(np.roll(RGB, n, axis=1)).save(f"{n}.png")
+    found = []
+    for n, names in enumerate((["1.png", "2.png", "3.png"], ["3.png"])):
+        done = call(
+            "infer", *names, "--checkpoint", checkpoint, "--steps", 2, "--batch-size", 3, "--out",
+            f"o{n}", "--format", "npy",
+        )  # fmt: skip
+        assert done.exit_code == 0, done.output
+        found.append(np.load(f"o{n}/3_depth.npy"))
+    np.testing.assert_allclose(*found, rtol=1e-4)
+
+
+def test_infer_says_nothing_but_what_is_for_people(checkpoint: Path, workplace: Path) -> None:
+    name = os.fsdecode(b"n\xff.png")
+    shutil.copy("a.png", name)
+    done = subprocess.run(
+        [sys.executable, "-m", "metricgold", "infer", name, "--checkpoint", checkpoint],
+        capture_output=True, check=False,
+        env=os.environ | {"PYTHONIOENCODING": "utf-8", "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == b""
+    assert b"give or take" not in done.stdout  # one prediction knows no uncertainty
+    assert done.stdout.startswith(b"n\\udcff.png: depth min ")
+    assert Path("outputs", os.fsdecode(b"n\xff_depth.npy")).is_file()
 
 
 def test_infer_in_tiles(checkpoint: Path, workplace: Path) -> None:
@@ -88,7 +123,10 @@ def test_infer_a_video(checkpoint: Path, workplace: Path) -> None:
     assert done.exit_code == 0, done.output
     found = sorted(p.name for p in Path("outputs/clip").glob("*.npy"))
     assert found == [f"{n:06d}_depth.npy" for n in range(1, 6)]
-    assert np.load("outputs/clip/000001_depth.npy").shape == (30, 40)
+    logs = np.log([np.load(f"outputs/clip/{name}") for name in found])
+    assert logs.shape == (5, 30, 40)
+    change = 100 * np.abs(np.diff(logs, axis=0)).mean()
+    assert f"5 frames, from one to the next depth changes by {change:.1f} % (motion" in done.output
     shown = list(video.read_frames(Path("outputs/clip_depth.mp4")))
     assert len(shown) == 5
     assert shown[0].shape[1] == 80

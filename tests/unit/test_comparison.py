@@ -6,6 +6,7 @@ import base64
 import csv
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,24 @@ def test_models_side_by_side(shards: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(depths, 3.0, atol=0.01)  # a flat cloud at 3 m
 
 
+def test_the_table_shows_what_was_asked_for(shards: Path) -> None:
+    quick = ("-m", "folder:predictions", "--pictures", 0, "--clouds", 0, "--force")
+    done = call(shards, *quick, "--sequences")
+    assert "frame to frame" in done.output
+    assert "no two of these frames" not in done.output
+    done = call(shards, *quick, "--sequences", "--frames", 3)  # one of each scene
+    assert "no two of these frames follow each other" in done.output
+    assert done.output.count("frame to frame") == 1  # that sentence
+    assert "frame to frame" not in call(shards, *quick).output
+
+
+def test_a_function_of_the_folder_one_is_in(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p])
+    Path("my_own_depth.py").write_text("def two(rgb):\n    return 0 * rgb[..., 0] + 2.0\n")
+    done = call(shards, "-m", "function:my_own_depth:two", "--pictures", 0, "--clouds", 0)
+    assert done.exit_code == 0, done.output
+
+
 def test_the_same_data_has_the_same_hash(shards: Path) -> None:
     def digest(*options: Any) -> str:
         done = call(shards, "-m", "constant:2", "--pictures", 0, "--clouds", 0, "--force", *options)
@@ -140,10 +159,18 @@ def test_range_of_the_set_and_of_the_user(shards: Path) -> None:
         (["shards", "-m", "constant:1", "--out", "shards"], "shards: exists already"),
         (["shards", "-m", "constant:1", "--out", "shards", "--force"], "holds other things"),
         (["shards", "-m", "folder:shards"], "no prediction for frame scene_1/000"),
+        (["shards", "-m", "constant:1", "--min-depth", "0"], "--min-depth 0 and --max-depth 80"),
+        (["shards", "-m", "constant:1", "--max-depth", "0"], "--max-depth 0: 0 < min < max"),
+        (["shards", "-m", "constant:1", "--device", "cuda:9"], "--device cuda:9: cannot be used"),
+        (["shards", "-m", "constant:1", "--out", "shards/report.txt/x"], "x: cannot be written"),
+        (["shards", "-m", "a=checkpoint?ensemble=3"], "a: ensemble_size is 3: one step without"),
+        (["shards", "-m", "a=checkpoint?steps=0"], "a: num_inference_steps must be 1 or more"),
     ],
 )
 def test_what_cannot_be_done_is_said(shards: Path, arguments: list[str], said: str) -> None:
     (shards.parent / "only_train").mkdir()
+    (shards / "report.txt").write_text("not a folder")
+    toy_model().save_pretrained(shards.parent / "checkpoint")
     write_shards(shards.parent / "only_train", "train", [make_frame(9, 0, SIZE)])
     done = call(*arguments)
     assert isinstance(done.exception, UserError)

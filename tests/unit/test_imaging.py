@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import struct
 import zlib
 from pathlib import Path
@@ -147,6 +148,27 @@ def test_exif_field_of_view(tmp_path: Path) -> None:
     exif.get_ifd(0x8769)[0xA405] = 0
     path = save(tmp_path / "z.jpg", Image.new("RGB", (36, 24)), exif=exif)
     assert imaging.exif_fov_y_deg(path, 24, 36) is None
+
+
+def test_exif_field_of_view_of_cameras_that_do_not_say_it_for_film(tmp_path: Path) -> None:
+    """18 mm on a sensor of 22.5 x 15 mm, 6000 x 4000 px: 6000 / 22.5 px a mm."""
+    exif = Image.Exif()
+    tags = exif.get_ifd(0x8769)
+    tags |= {0x920A: 18.0, 0xA20E: 6000 / 22.5 * 25.4, 0xA210: 2, 0xA002: 6000, 0xA003: 4000}
+
+    def found(height: int = 24, width: int = 36) -> float | None:
+        path = save(tmp_path / "f.jpg", Image.new("RGB", (width, height)), exif=exif)
+        return imaging.exif_fov_y_deg(path, height, width)
+
+    expected = math.degrees(2 * math.atan(15 / 2 / 18))
+    assert found() == pytest.approx(expected, abs=1e-2)  # scaled down since
+    assert found(36, 24) == pytest.approx(math.degrees(2 * math.atan(22.5 / 2 / 18)), abs=1e-2)
+    tags |= {0xA20E: 6000 / 22.5 * 10, 0xA210: 3}
+    assert found() == pytest.approx(expected, abs=1e-2)
+    tags[0xA20E] = 72.0  # a sensor of more than two metres
+    assert found() is None
+    del tags[0xA20E]
+    assert found() is None
 
 
 def jpeg() -> bytes:

@@ -25,6 +25,7 @@ from metricgold.outputs import (
     side_by_side,
     write_outputs,
 )
+from metricgold.point_cloud import NothingToWriteError
 
 RNG = np.random.default_rng(0)
 DEPTH = np.geomspace(2, 5, 12 * 16).reshape(12, 16).astype(np.float32)
@@ -62,6 +63,32 @@ def test_every_format_is_written_and_holds_the_depth(tmp_path: Path) -> None:
     for name in ("a_points.glb", "a_mesh.glb"):
         (shape,) = trimesh.load(tmp_path / name, force="scene").geometry.values()
         assert shape.vertices[:, 2].max() < 0, "glTF's camera looks along -z"
+
+
+def test_what_has_no_surface_is_left_out_and_told(tmp_path: Path) -> None:
+    pytest.importorskip("trimesh")
+    pixel = Prediction(RGB[:1, :1], DEPTH[:1, :1])
+    sky = Prediction(RGB, np.full_like(DEPTH, 80.0), depth_max_m=80.0)
+    for prediction, without in ((pixel, {"mesh"}), (sky, {"ply", "mesh"})):
+        folder, told = tmp_path / str(len(without)), []  # type: tuple[Path, list[str]]
+        write_outputs(folder, "a", prediction, ["npy", "ply", "mesh"], leave_out=told.append)
+        assert {t.partition(" is left out: ")[0] for t in told} == without
+        endings = {"npy": "a_depth.npy", "ply": "a_points.ply", "mesh": "a_mesh.glb"}
+        assert names(folder) == {e for f, e in endings.items() if f not in without}
+        for options in ({}, {"leave_out": told.append}):
+            with pytest.raises(NothingToWriteError):
+                write_outputs(tmp_path / "none", "a", prediction, ["mesh"], **options)
+        with pytest.raises(NothingToWriteError):
+            write_outputs(tmp_path / "none", "a", prediction, ["npy", "mesh"])
+    assert names(tmp_path / "none") == set()
+
+
+def test_names_need_not_be_utf8(tmp_path: Path) -> None:
+    pytest.importorskip("OpenEXR")
+    pytest.importorskip("trimesh")
+    written = write_outputs(tmp_path, os.fsdecode(b"n\xff"), FULL, list(FORMATS))
+    assert len(written) == sum(len(f.endings) for f in FORMATS.values())
+    assert all(os.fsencode(path.name).startswith(b"n\xff") for path in written)
 
 
 def test_without_uncertainty_that_of_an_earlier_one_goes(tmp_path: Path) -> None:

@@ -89,6 +89,16 @@ def test_a_result_that_cannot_be_written_does_not_stop_the_others(
     assert not list(out.glob("*.part*"))
 
 
+def test_lines_in_a_log_do_not_draw_the_bar_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sources = find_pictures([picture(tmp_path / f"{n}.png") for n in "abcdefgh"])
+    run(sources, OneMetre(), camera=CameraOptions(), out=tmp_path / "out", formats=["npy"])
+    said = capsys.readouterr()
+    assert said.out.count("depth min 1.00 m") == 8
+    assert said.err.count("pictures:") <= 2  # its begin and its end
+
+
 def test_results_that_exist_are_refused_before_anything_is_computed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

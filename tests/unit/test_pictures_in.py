@@ -49,6 +49,13 @@ def test_every_kind_is_the_same_picture(same: Any) -> None:
     assert picture.exif_fov_deg is None
 
 
+def test_a_grey_tensor() -> None:
+    grey = torch.from_numpy(RGB[..., 0])
+    for tensor in (grey, grey[None], grey / 255):
+        (picture,) = as_pictures(tensor)
+        np.testing.assert_array_equal(picture.rgb, np.repeat(RGB[..., :1], 3, axis=-1))
+
+
 def test_half_precision_is_near() -> None:
     (picture,) = as_pictures(torch.from_numpy(RGB).permute(2, 0, 1).to(torch.bfloat16) / 255)
     assert np.abs(picture.rgb.astype(int) - RGB).max() <= 1
@@ -110,6 +117,9 @@ def test_three_ways_to_say_the_same_camera(fov: float, height: int) -> None:
         {"intrinsics": matrix},
         {"intrinsics": torch.from_numpy(matrix)[None]},
         {"intrinsics": [matrix]},
+        {"intrinsics": matrix.tolist()},
+        {"fov_deg": np.array([fov])},
+        {"focal_length_px": torch.tensor([focal], dtype=torch.float64)},
     ):
         (camera,) = cameras_of(pictures, **options)  # type: ignore[arg-type]
         assert camera.fov_deg == pytest.approx(fov, rel=1e-6)
@@ -136,6 +146,11 @@ def test_cameras_may_differ_or_be_unknown() -> None:
         ({"intrinsics": np.eye(4)}, "intrinsics must be K"),
         ({"fov_deg": 50, "focal_length_px": 9}, "focal_length_px and fov_deg say the same"),
         ({"fov_deg": [50.0, 60.0]}, "fov_deg has 2 entries for 1 pictures"),
+        ({"fov_deg": np.array([50.0, 60.0])}, "fov_deg has 2 entries for 1 pictures"),
+        ({"fov_deg": "wide"}, "fov_deg must be a number"),
+        ({"focal_length_px": [[500.0, 500.0]]}, "focal_length_px must be a number"),
+        ({"intrinsics": "K"}, r"intrinsics must be K \[3, 3\]"),
+        ({"intrinsics": [[[1.0, 2.0], [3.0]]]}, r"intrinsics must be K \[3, 3\]"),
     ],
 )
 def test_an_impossible_camera_is_told(options: dict[str, Any], said: str) -> None:

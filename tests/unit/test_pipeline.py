@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 from diffusers import MarigoldDepthPipeline
+from diffusers.pipelines.marigold.marigold_image_processing import MarigoldImageProcessor
 from PIL import Image
 from torch import Tensor
 from toy import toy_model
 
-from metricgold import diffusion, geometry
+from metricgold import diffusion, geometry, visualize
 from metricgold.confidence import ConfidenceHead
 from metricgold.model import CheckpointError
 from metricgold.pipeline import MetricGoldPipeline
@@ -187,6 +188,51 @@ def test_latents_and_shared_noise(pipeline: MetricGoldPipeline) -> None:
     np.testing.assert_allclose(own[0], same[0], rtol=1e-4)
 
 
+def test_latents_of_mixed_sizes_start_the_next_call(pipeline: MetricGoldPipeline) -> None:
+    pictures = [picture(16, 24, 1), picture(50, 20, 2)]
+    first = pipeline(pictures, 2, generator=seeded(), output_latent=True)
+    again = pipeline(pictures, 2, latents=first.latent).prediction
+    for one, rgb, latent in zip(again, pictures, first.latent, strict=True):
+        alone = pipeline(rgb, 2, latents=latent[None]).prediction[0]
+        np.testing.assert_allclose(one, alone, rtol=1e-4)
+    with pytest.raises(ValueError, match=r"are \[4, 12, 5\] and \[4, 8, 12\], expected \[4, 8"):
+        pipeline(pictures, 2, latents=first.latent[::-1])
+
+
+def test_pictures_of_depth_as_marigolds_code_makes_them(pipeline: MetricGoldPipeline) -> None:
+    """The lines of diffusers' own example for its pipeline."""
+    depth = pipeline([picture(), picture(20, 10)], ensemble_size=2, output_uncertainty=True)
+    shown = pipeline.image_processor.visualize_depth(depth.prediction)
+    assert [(p.mode, p.size) for p in shown] == [("RGB", (24, 16)), ("RGB", (10, 20))]
+    ours = visualize.colourise(depth.prediction[0][..., 0])
+    np.testing.assert_array_equal(np.asarray(shown[0]), ours)
+    unsure = pipeline.image_processor.visualize_uncertainty(depth.uncertainty)
+    assert [(p.mode, p.size) for p in unsure] == [("L", (24, 16)), ("L", (10, 20))]
+    assert np.asarray(unsure[0]).max() == 255
+    exported = pipeline.image_processor.export_depth_to_16bit_png(depth.prediction)
+    step = pipeline.image_processor.metres_per_step
+    assert step == exported[0].info["metres_per_step"] == 0.002  # of a model up to 80 m
+    for one, metres in zip(exported, depth.prediction, strict=True):
+        np.testing.assert_allclose(np.asarray(one) * step, metres[..., 0], atol=step / 2 + 1e-5)
+
+
+def test_pictures_of_depth_take_what_the_pipeline_gives(pipeline: MetricGoldPipeline) -> None:
+    make = pipeline.image_processor.visualize_depth
+    array = pipeline(picture()).prediction
+    (expected,) = make(array)
+    tensor = torch.from_numpy(array).permute(0, 3, 1, 2)
+    for same in (array[0], array[0, ..., 0], tensor, tensor[0], [array[0]], [tensor[0]]):
+        assert make(same)[0].tobytes() == expected.tobytes()
+    with pytest.raises(ValueError, match=r"expected \[N, H, W, 1\]"):
+        make(np.zeros((2, 3, 4, 3), np.float32))
+    ramp = np.geomspace(1, 4, 5, dtype=np.float32)[None]
+    (spectral,) = make(ramp, 1.0, 4.0, color_map="Spectral")
+    theirs = MarigoldImageProcessor.visualize_depth(np.linspace(0, 1, 5, dtype=np.float32)[None])
+    assert np.abs(np.asarray(spectral).astype(int) - np.asarray(theirs[0])).max() <= 1
+    with pytest.raises(ValueError, match="0 < near < far"):
+        make(ramp, 4.0, 1.0)
+
+
 def test_output_types(pipeline: MetricGoldPipeline) -> None:
     array = pipeline(picture()).prediction
     tensor = pipeline(picture(), output_type="pt").prediction
@@ -214,6 +260,8 @@ def test_output_types(pipeline: MetricGoldPipeline) -> None:
         ({"latents": torch.zeros(1, 4, 8, 11)}, r"are \[1, 4, 8, 11\], expected \[1, 4, 8, 12\]"),
         ({"latents": torch.zeros(1, 4, 8, 12), "generator": seeded()}, "exclude each other"),
         ({"num_inference_steps": 2, "generator": []}, "0 generators for 1 pictures"),
+        ({"num_inference_steps": 2, "generator": 5}, "must be a torch.Generator, got 5"),
+        ({"num_inference_steps": 1.5}, "num_inference_steps must be a whole number, got 1.5"),
         ({"fov_deg": 200}, "fov_deg must lie"),
     ],
 )

@@ -128,10 +128,14 @@ def test_the_pipeline_marks_sky(output_type: str, monkeypatch: pytest.MonkeyPatc
     for depth, sky in zip(output.prediction, output.sky_mask, strict=True):
         assert tuple(sky.shape) == tuple(depth.shape)
         assert not sky.any()
+    assert all(bool(valid.all()) for valid in output.valid_mask)
     far = torch.full((1, 1, 16, 24), 1.0)
     monkeypatch.setattr("metricgold.pipeline.decode_depth_norm", lambda *_: far)
-    found = model(pictures[0], output_type=output_type).sky_mask
+    output = model(pictures[0], output_type=output_type)
+    found = output.sky_mask
     assert bool(found.all())
+    assert output.valid_mask.shape == found.shape
+    assert not output.valid_mask.any()
     assert "bool" in str(found.dtype)
 
 
