@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,13 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.driver import cuda_driver_problem
-from export.manifest import BackendUnavailableError, ExportError, GraphFile
+from export.manifest import BackendUnavailableError, ExportError, GraphFile, MemoryShortError
 from export.ort_options import OrtOptions
 from export.specs import GRAPHS
 from metricgold.files import replaced_folder
 
 Arrays = Mapping[str, NDArray[Any]]
 _CACHED = "graph.onnx"
+_NO_MEMORY = re.compile("failed to allocate memory|bad_alloc|bad allocation", re.IGNORECASE)
 
 COMBINE_GRAPH = base64.b64decode(
     "CAk6tAIKGwoJb2ZfbGF0ZW50CgZsYXRlbnQSAWEiA011bAofCgtvZl92ZWxvY2l0eQoIdmVsb2NpdHkSAWIiA011bA"
@@ -117,7 +119,7 @@ class OnnxRuntimeBackend:
                 raise
             except ExportError:  # damaged: made again below
                 pass
-        with replaced_folder(cached) as part:
+        with _cache_written(cached), replaced_folder(cached) as part:
             settings.optimized_model_filepath = str(part / _CACHED)
             settings.add_session_config_entry(
                 "session.optimized_model_external_initializers_file_name", "graph.data"
@@ -214,11 +216,23 @@ def _import_onnxruntime() -> Any:
 
 
 @contextmanager
+def _cache_written(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ExportError(
+            f"{folder.parent}: the optimised graph cannot be kept here ({_flat(error)}); "
+            "name another folder with --cache, or none"
+        ) from None
+
+
+@contextmanager
 def _failure_told(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise ExportError(f"{what} failed: {_flat(error)}") from error
+        kind = MemoryShortError if _NO_MEMORY.search(str(error)) else ExportError
+        raise kind(f"{what} failed: {_flat(error)}") from error
 
 
 def _flat(error: Exception) -> str:

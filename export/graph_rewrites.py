@@ -25,8 +25,9 @@ def split_group_norms(model: ir.Model) -> None:
     definition, eight operators over the whole picture, whose variance ``E[x^2] - E[x]^2`` cancels
     where the mean exceeds the deviation: at a thousand times it is negative, and the result NaN.
     Kernels of ``InstanceNormalization`` subtract the mean first, and there are three operators over
-    the picture. Not for half precision: there the rounding of the input costs more than the
-    cancellation up to that same ratio, and TensorRT has a layer of its own for the operator.
+    the picture. Not for half precision: there the rounding of the input alone costs as much as
+    the cancellation, a graph that gives NaN is not exported (:mod:`export.trial`), and TensorRT
+    has a layer of its own for the operator.
     """
     for node in list(model.graph):
         if node.op_type == "GroupNormalization" and node.domain == "":

@@ -33,6 +33,10 @@ class BackendUnavailableError(ExportError):
     """A back-end cannot be used on this machine; the message says what is missing."""
 
 
+class MemoryShortError(ExportError, MemoryError):
+    """A back-end had no memory for what it was asked."""
+
+
 class ShapeError(ExportError):
     """A back-end runs the graph, but not at this shape."""
 

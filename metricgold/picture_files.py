@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metricgold import geometry, imaging
-from metricgold.errors import UserError
+from metricgold.errors import UserError, memory_short
 from metricgold.outputs import Prediction, existing, write_outputs
 from metricgold.progress import progress_bar
 
@@ -145,7 +145,14 @@ def run(
                     refused += 1
                     bar.write(f"error: {error}", file=sys.stderr)
             started = time.perf_counter()
-            predictions = predict(loaded) if loaded else []
+            try:
+                predictions = predict(loaded) if loaded else []
+            except MemoryError as error:
+                refused += len(loaded)
+                for one in loaded:
+                    bar.write(f"error: {one.source.path}: {memory_short(error)}", file=sys.stderr)
+                bar.update(len(part))
+                continue
             seconds = (time.perf_counter() - started) / max(1, len(loaded))
             for one, (prediction, said) in zip(loaded, predictions, strict=True):
                 left_out: list[str] = []

@@ -57,7 +57,10 @@ async def picture_bytes(request: Request, max_bytes: int) -> bytes:
     if declared.isdigit() and int(declared) > most:
         raise too_many_bytes(int(declared), max_bytes)
     if kind != FORM:
-        return b"".join([chunk async for chunk in _limited(request, most, max_bytes)])
+        data = b"".join([chunk async for chunk in _limited(request, most, max_bytes)])
+        if not data:
+            raise Refused(422, "There is no picture: the body is empty.")
+        return data
     parser = MultiPartParser(request.headers, _limited(request, most, max_bytes), max_files=1)
     parser.spool_max_size = most  # so that a picture is never on a disk
     try:
@@ -68,7 +71,10 @@ async def picture_bytes(request: Request, max_bytes: int) -> bytes:
         part = form.get(FIELD)
         if part is None or isinstance(part, str):
             raise Refused(422, f"The form has no file in a part named '{FIELD}'.")
-        return await part.read()
+        data = await part.read()
+        if not data:
+            raise Refused(422, f"There is no picture: the form's part '{FIELD}' is empty.")
+        return data
     finally:
         await form.close()
 

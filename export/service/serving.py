@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 
 BACKLOG = 128
 LIBRARIES = (
+    "h11",
     "fastapi",
     "uvicorn",
     "starlette",
@@ -69,6 +70,7 @@ def serve(
         import uvicorn
 
         from export.service.app import create_app
+        from export.service.connections import HEADER_S, TimedProtocol
         from export.service.metrics import Metrics
         from export.service.model import Model
         from export.service.service import Service
@@ -90,12 +92,16 @@ def serve(
         counted=metrics.batch,
     )
     service = Service(opened, bounds, metrics)
+
+    class Protocol(TimedProtocol):
+        header_s = min(HEADER_S, bounds.timeout_s)
+
     listening = _listen(host, port)
     log_in_json_lines()
     server = uvicorn.Server(
         uvicorn.Config(
             Watched(create_app(service, token), metrics, bounds),
-            http="h11",
+            http=Protocol,
             ws="none",
             loop="asyncio",
             lifespan="on",

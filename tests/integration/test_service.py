@@ -7,6 +7,7 @@ import importlib.util
 import io
 import json
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -220,6 +221,20 @@ def test_a_refused_upload_sees_why(running: Running) -> None:
         status, _, content = running.ask("POST", "/v1/depth", bytes(40 * 2**20))
         assert status == 413
         assert "at most 32 MB" in json.loads(content)["error"]
+
+
+def test_who_sends_no_whole_header_is_not_waited_for(start: Callable[..., Running]) -> None:
+    server = start("--timeout", "2")
+    ask = b"GET /healthz HTTP/1.1\r\nHost: here\r\n"
+    for before, sent in ((b"", b""), (b"", ask), (ask + b"\r\n", ask)):
+        with socket.create_connection(("127.0.0.1", server.port), timeout=100) as client:
+            if before:
+                client.sendall(before)
+                assert b"alive" in client.recv(4096)
+            client.sendall(sent)
+            assert client.recv(4096) == b"", "the server closes"
+    assert server.ask("GET", "/healthz")[0] == 200
+    server.end()
 
 
 def test_what_is_being_answered_is_finished_first(start: Callable[..., Running]) -> None:

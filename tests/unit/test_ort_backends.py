@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 
 from export import backends, ort_options
 from export.backends import OnnxRuntimeBackend, ResidentOnnxRuntimeBackend
-from export.manifest import ExportError, read_manifest
+from export.manifest import ExportError, MemoryShortError, read_manifest
 from export.ort_options import OrtOptions
 from export.runtime import DepthSession, InferenceError, open_session
 from metricgold.workspace import Workspace
@@ -226,6 +226,27 @@ def test_a_closed_session_says_so(exported: Workspace) -> None:
     with pytest.raises(InferenceError, match="the session is closed"):
         session.infer(RGB)
     session.close()
+
+
+def test_a_cache_that_cannot_be_written_is_told(exported: Workspace, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    options = OrtOptions(cache=tmp_path / "file")
+    with pytest.raises(ExportError, match=r"file: the optimised graph cannot be kept here"):
+        open_session(exported.onnx, CPU, options=options)
+
+
+def test_memory_that_does_not_suffice_is_told(
+    session: DepthSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full:
+        def run(self, *_: Any) -> Any:
+            raise RuntimeError("[ONNXRuntimeError] : 6 : Failed to allocate memory for 99 bytes")
+
+    backend: Any = session.backend
+    monkeypatch.setitem(backend._sessions, "depth_decoder", Full())
+    with pytest.raises(MemoryShortError, match=r"depth_decoder failed: .*99 bytes") as raised:
+        backend.run("depth_decoder", {})
+    assert isinstance(raised.value, MemoryError)
 
 
 def test_a_failure_inside_onnxruntime_is_told(session: DepthSession) -> None:

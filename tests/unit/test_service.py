@@ -375,7 +375,8 @@ def test_the_networks_size_is_bounded(server: Server) -> None:
 def test_what_is_no_picture_gets_a_sentence(server: Server) -> None:
     cut = file_of()[:200]
     assert problem(server.ask("/v1/depth", b"no picture"))[1].startswith("This file is not a pict")
-    assert problem(server.ask("/v1/depth", b""))[0] == 422
+    empty = problem(server.ask("/v1/depth", b""))
+    assert empty == (422, "There is no picture: the body is empty.")
     assert problem(server.ask("/v1/depth", cut)) == (422, problem(server.ask("/v1/depth", cut))[1])
     assert "damaged or cut short" in problem(server.ask("/v1/depth", cut))[1]
     script = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"
@@ -390,6 +391,7 @@ def test_what_is_no_picture_gets_a_sentence(server: Server) -> None:
     ("body", "said"),
     [
         (form(b"x", name="file"), "no file in a part named 'image'"),
+        (form(b""), "the form's part 'image' is empty"),
         (form(b"x", file=False), "no file in a part named 'image'"),
         ((b"--B\r\nnonsense", "multipart/form-data; boundary=B"), ""),
         ((b"x", "multipart/form-data"), "cannot be read"),

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from export import timing, trt_infer
-from export.runtime import DepthResult
+from export.runtime import DepthResult, DepthSession
 from metricgold import video, webcam
 from metricgold.errors import run_cli
 from metricgold.outputs import FORMATS
@@ -182,6 +182,29 @@ def test_bad_ones_do_not_stop_the_others(infer: Infer, capsys: pytest.CaptureFix
     assert infer("a.png", "missing.png", "b.png") == 1
     assert {"a_depth.npy", "b_depth.npy"} <= set(outputs())
     assert "1 of 3 pictures refused" in capsys.readouterr().err
+
+
+def test_a_picture_too_large_for_the_memory_does_not_stop_the_others(
+    infer: Infer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = DepthSession.infer_many
+
+    def infer_many(session: DepthSession, pictures: Any, **options: Any) -> Any:
+        if pictures[0].shape[0] > 30:
+            raise MemoryError("Unable to allocate 27.9 GiB\nfor an array")
+        return usual(session, pictures, **options)
+
+    monkeypatch.setattr(DepthSession, "infer_many", infer_many)
+    for name, height in (("a.png", 30), ("large.png", 31), ("b.png", 30)):
+        Image.new("RGB", (40, height)).save(name)
+    assert infer("a.png", "large.png", "b.png") == 1
+    assert {"a_depth.npy", "b_depth.npy"} <= set(outputs())
+    said = capsys.readouterr().err
+    told = "error: large.png: there is not enough memory (Unable to allocate 27.9 GiB for an array)"
+    assert told in said
+    assert "Traceback" not in said
+    assert infer("large.png", "--benchmark", "1") == 1
+    assert capsys.readouterr().err.startswith("error: there is not enough memory (Unable")
 
 
 def test_two_pictures_of_one_name_do_not_share_results(
