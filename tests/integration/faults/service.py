@@ -1,0 +1,157 @@
+"""A Prefect server and what runs flows (a worker, or ``flows.serve``), to be killed and restarted."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from flows._process import supervised
+from flows._stage import server_answers
+from tests.integration.faults.project import Project
+from tests.integration.service import ENDED, ROOT, Api, command, free_port, run, wait_for
+
+NAME = "train-metricgold"
+RUN_S = 300.0
+
+
+@dataclass
+class Service:
+    """``kind`` says what runs the flows; both log into ``home``.
+
+    The server's working folder is ``home``, so that in the project's there are the runs' processes
+    and the worker alone.
+    """
+
+    project: Project
+    home: Path
+    kind: str = "worker"
+    extra: dict[str, str] = field(default_factory=dict)
+    port: int = field(default_factory=free_port)
+    server: subprocess.Popen[bytes] | None = None
+    runner: subprocess.Popen[bytes] | None = None
+
+    @property
+    def api_url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/api"
+
+    @property
+    def env(self) -> dict[str, str]:
+        where = {"PREFECT_HOME": str(self.home), "PREFECT_API_URL": self.api_url}
+        return self.project.env | where | self.extra
+
+    @property
+    def api(self) -> Api:
+        return Api(self)
+
+    def text(self) -> str:
+        """The end of what both have printed."""
+        logs = [path.read_text(errors="replace")[-3000:] for path in self.home.glob("*.log")]
+        return "\n".join(logs)
+
+    def start_server(self) -> None:
+        """Return when it answers."""
+        self.home.mkdir(parents=True, exist_ok=True)
+        words = ("server", "start", "--host", "127.0.0.1", "--port", str(self.port))
+        env = {k: v for k, v in self.env.items() if k != "PREFECT_API_URL"}
+        env["PYTHONPATH"] = str(ROOT)
+        self.server = _begun(
+            supervised([sys.executable, "-m", "prefect", *words]),
+            self.home,
+            env,
+            "server",
+            self.home,
+        )
+        wait_for(lambda: server_answers(self.api_url, 1.0), 150, f"server up\n{self.text()}")
+
+    def prepare(self) -> None:
+        """Deployments; those of ``flows.serve`` come with it."""
+        if self.kind == "worker":
+            text = (ROOT / "prefect.yaml").read_text(encoding="utf-8")
+            for line in re.findall(r"(?m)^#\s+prefect ((?:work-|deploy).*)$", text):
+                self.prefect(*line.split())
+
+    def prefect(self, *arguments: str) -> str:
+        folder = self.project.folder
+        return run(command("prefect"), "--no-prompt", *arguments, cwd=folder, env=self.env)
+
+    def start_runner(self) -> None:
+        """Return when it has come far enough to take runs (a worker takes those that wait)."""
+        words = [command("prefect"), "worker", "start", "--pool", "metricgold"]
+        if self.kind == "serve":
+            words = [sys.executable, "-m", "flows.serve", "--cron", ""]
+        self.runner = _begun(words, self.project.folder, self.env, "runner", self.home)
+        if self.kind == "serve":
+            log = self.home / "runner.log"
+            wait_for(lambda: f"serving {NAME}" in log.read_text(), 150, "flows.serve up")
+
+    def kill(self, what: str) -> None:
+        """SIGKILL to the ``server`` with all its processes, or to the ``runner`` alone."""
+        process = self.server if what == "server" else self.runner
+        assert process is not None
+        if what == "server":
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
+        process.wait()
+
+    def __enter__(self) -> Service:
+        self.start_server()
+        self.prepare()
+        self.start_runner()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for process in (self.runner, self.server):
+            if process is not None and process.poll() is None:
+                process.terminate()
+                try:
+                    process.wait(30)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+
+    def ask(self, **parameters: Any) -> str:
+        """Id of a new run."""
+        return self.api.start(NAME, **parameters)
+
+    def ended(self, run_id: str, timeout_s: float = RUN_S) -> str:
+        """Name of the state in which a run ended; '' if it has not in that time."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            state = self.state(run_id)
+            if state["type"] in ENDED:
+                return str(state["name"])
+            time.sleep(0.3)
+        return ""
+
+    def state(self, run_id: str) -> dict[str, str]:
+        """Type, name and message of a run's state; all '' where the server is away or forgot it."""
+        try:
+            found = self.api.run(run_id)["state"] or {}
+        except httpx.HTTPError:
+            found = {}
+        return {key: str(found.get(key) or "") for key in ("type", "name", "message")}
+
+
+def _begun(
+    words: list[str], folder: Path, env: dict[str, str], name: str, home: Path
+) -> subprocess.Popen[bytes]:
+    with (home / f"{name}.log").open("wb") as log:
+        return subprocess.Popen(
+            words,
+            cwd=folder,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
