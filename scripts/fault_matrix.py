@@ -24,8 +24,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # for the tests' modules, which are installed nowhere
 
 from metricgold import files  # noqa: E402
-from tests.integration.faults import FAULTS  # noqa: E402
-from tests.integration.faults.case import Bench, Row, tried  # noqa: E402
+from tests.integration.faults import FAULTS, rows_of  # noqa: E402
+from tests.integration.faults.case import Bench, Row  # noqa: E402
 from tests.integration.faults.project import make_project  # noqa: E402
 
 OUT = ROOT / "docs" / "benchmarks" / "faults.json"
@@ -58,6 +58,12 @@ def merged(path: Path, rows: list[Row]) -> list[dict[str, Any]]:
     return [found[key] for key in order if key in found]
 
 
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    """All rows, with what they were made on."""
+    command = "python scripts/fault_matrix.py"
+    files.write_json(path, {**header(torch.device("cpu")), "command": command, "rows": rows})
+
+
 def main() -> int:
     """Try, print, write."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -68,27 +74,25 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=ROOT / ".work" / "faults")
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
-    begin, rows = time.monotonic(), []
-    chosen = [
-        (fault, stage)
-        for fault in FAULTS
-        for stage in fault.stages
-        if (not options.faults or fault.name in options.faults)
-        and (not options.stages or stage in options.stages)
-    ]
-    if options.missing:
-        there = {(row["fault"], row["stage"]) for row in merged(options.out, [])}
-        chosen = [(fault, stage) for fault, stage in chosen if (fault.name, stage) not in there]
-    with Bench(make_project(options.work.resolve() / "project"), options.work.resolve()) as bench:
-        for fault, stage in chosen:
-            if options.for_s and time.monotonic() - begin > options.for_s:
-                break
-            rows.append(tried(fault, bench, stage))
-            print(markdown([rows[-1].record()]).splitlines()[-1], flush=True)
-            everything = merged(options.out, rows)
-            command = "python scripts/fault_matrix.py"
-            content = {**header(torch.device("cpu")), "command": command, "rows": everything}
-            files.write_json(options.out, content)
+    begin, rows = time.monotonic(), list[Row]()
+    there = {(row["fault"], row["stage"]) for row in merged(options.out, [])}
+    work = options.work.resolve()
+    with Bench(make_project(work / "project"), work) as bench:
+        for fault in FAULTS:
+            if options.faults and fault.name not in options.faults:
+                continue
+            chosen = [
+                stage
+                for stage in fault.stages
+                if (not options.stages or stage in options.stages)
+                and not (options.missing and (fault.name, stage) in there)
+            ]
+            for row in rows_of(fault, bench, chosen) if chosen else ():
+                rows.append(row)
+                print(markdown([row.record()]).splitlines()[-1], flush=True)
+                write(options.out, merged(options.out, rows))
+                if options.for_s and time.monotonic() - begin > options.for_s:
+                    break
     print(f"\n{markdown(merged(options.out, []))}")
     return int(any(row.problems for row in rows))
 

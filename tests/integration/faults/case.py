@@ -15,6 +15,7 @@ from typing import Any
 
 from tests.integration.faults.project import (
     GONE_S,
+    STAGE_S,
     MissedError,
     Project,
     Watch,
@@ -31,6 +32,8 @@ STAGES = (
     *("train_light", "evaluate@hypersim", "export_onnx", "export_trt", "verify_onnx", "report"),
 )
 """Every kind of stage; of those that exist once a dataset, one."""
+ATTEMPTS = 3
+"""To find a stage in the middle of its work."""
 
 
 class Bench:
@@ -48,12 +51,13 @@ class Bench:
         self.room = 0
         self._services: dict[str, Service] = {}
 
-    def service(self, kind: str) -> Service:
+    def service(self, kind: str, **extra: str) -> Service:
         """That of a kind, up; the same one for later faults, of one kind at a time."""
         if kind not in self._services:
             self.end()
-            made = Service(self.project, self.scratch / f"prefect_{kind}", kind)
-            self._services[kind] = made.__enter__()
+            made = Service(self.project, self.scratch / f"prefect_{kind}", kind, extra)
+            self._services[kind] = made
+            made.__enter__()
         return self._services[kind]
 
     def end(self) -> None:
@@ -145,7 +149,13 @@ def tried(fault: Fault, bench: Bench, stage: str) -> Row:
     if reason := fault.wants():
         return Row(fault.name, stage, f"not tried: {reason}", skipped=True)
     with fault.place(bench, stage) as place:
-        return _tried(fault, place, stage)
+        for _ in range(ATTEMPTS):
+            try:
+                return _tried(fault, place, stage)
+            except MissedError as error:
+                missed = str(error)
+                until(lambda: not place.left(), STAGE_S)
+    return Row(fault.name, stage, "missed", problems=[missed])
 
 
 def _tried(fault: Fault, bench: Bench, stage: str) -> Row:
@@ -153,10 +163,7 @@ def _tried(fault: Fault, bench: Bench, stage: str) -> Row:
     if fault.undo:
         project.forget(stage)
     with Watch(project.folder) as watch:
-        try:
-            hit = fault.disturb(bench, stage)
-        except MissedError as error:
-            return Row(fault.name, stage, "missed", problems=[str(error)])
+        hit = fault.disturb(bench, stage)
         if fault.undo:
             hit.problems += [f"after it: {what}" for what in project.lost(stage)]
         way_out = fault.recover(bench, stage, hit)

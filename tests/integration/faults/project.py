@@ -121,15 +121,22 @@ class Project:
         """What a stage keeps while it is not done."""
         return sorted((self.folder / ".work").glob(f"{stage.replace('@', '_')}*"))
 
-    def lost(self, stage: str = "") -> list[str]:
-        """What was finished before ``stage`` and is not as it was."""
+    def has(self, stage: str) -> bool:
+        """Whether a stage has been done again, with the reference's hashes."""
+        try:
+            return self.read_lock().get(stage) == self.lock[stage]
+        except (OSError, yaml.YAMLError, TypeError, KeyError):  # DVC is writing it
+            return False
+
+    def lost(self, *undone: str) -> list[str]:
+        """What was finished, besides the stages that were undone, and is not as it was."""
         try:
             lock = self.read_lock()
         except (OSError, yaml.YAMLError, TypeError, KeyError) as error:
             return [f"dvc.lock cannot be read: {error}"]
-        others = [s for s in self.lock if s != stage]
+        others = [s for s in self.lock if s not in undone]
         found = [s for s in others if self._compared(lock.get(s)) != self._compared(self.lock[s])]
-        outs = [f"{out}/" for out in self.outs(stage)] if stage else []
+        outs = [f"{out}/" for stage in undone for out in self.outs(stage)]
         kept = {p: value for p, value in self.files.items() if not f"{p}/".startswith(tuple(outs))}
         kept.pop(f"{self.timed}/manifest.json", None)
         found += [path for path, value in kept.items() if not self._is(path, value)]
@@ -241,6 +248,34 @@ class Watch(threading.Thread):
     def __exit__(self, *error: object) -> None:
         self._done.set()
         self.join()
+
+
+class Gate(threading.Thread):
+    """A context manager: stages other than ``stage`` are stopped as soon as they begin, so that
+    the next one does not pass by while one is looked at; they go on when the block ends."""
+
+    def __init__(self, folder: Path, stage: str) -> None:
+        super().__init__(daemon=True)
+        self._folder, self._stage = folder, stage
+        self._stopped: set[int] = set()
+        self._done = threading.Event()
+
+    def run(self) -> None:
+        while not self._done.wait(0.02):
+            for pid, name in stages_at_work(self._folder).items():
+                if name != self._stage and pid not in self._stopped:
+                    os.kill(pid, signal.SIGSTOP)
+                    self._stopped.add(pid)
+
+    def __enter__(self) -> Gate:
+        self.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._done.set()
+        self.join()
+        for pid in self._stopped & set(stages_at_work(self._folder)):
+            os.kill(pid, signal.SIGCONT)
 
 
 def until(condition: Callable[[], Any], timeout_s: float, every_s: float = 0.05) -> float | None:

@@ -1,4 +1,4 @@
-"""A Prefect server and what runs flows (a worker, or ``flows.serve``), to be killed and restarted."""
+"""A Prefect server, and a worker or ``flows.serve`` that runs flows; to be killed and restarted."""
 
 from __future__ import annotations
 
@@ -45,7 +45,11 @@ class Service:
 
     @property
     def env(self) -> dict[str, str]:
-        where = {"PREFECT_HOME": str(self.home), "PREFECT_API_URL": self.api_url}
+        where = {
+            "PREFECT_HOME": str(self.home),
+            "PREFECT_API_URL": self.api_url,
+            "PREFECT_WORKER_QUERY_SECONDS": "2",  # as flows.serve does
+        }
         return self.project.env | where | self.extra
 
     @property
