@@ -14,6 +14,7 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # for the tests' modules, which are installed nowhere
 
 from metricgold import files  # noqa: E402
-from tests.integration.faults import FAULTS, rows_of  # noqa: E402
-from tests.integration.faults.case import Bench, Row  # noqa: E402
+from tests.integration.faults import FAULTS, InTurn, rows_of  # noqa: E402
+from tests.integration.faults.case import Bench, Fault, Row  # noqa: E402
 from tests.integration.faults.project import make_project  # noqa: E402
 
 OUT = ROOT / "docs" / "benchmarks" / "faults.json"
@@ -58,6 +59,24 @@ def merged(path: Path, rows: list[Row]) -> list[dict[str, Any]]:
     return [found[key] for key in order if key in found]
 
 
+def units(
+    options: argparse.Namespace, there: set[tuple[str, str]]
+) -> Iterator[tuple[Fault | InTurn, list[str]]]:
+    """What is to be tried at once: one fault at one stage, or in turn at all of one run."""
+    for fault in FAULTS:
+        stages = [
+            stage
+            for stage in fault.stages
+            if (not options.faults or fault.name in options.faults)
+            and (not options.stages or stage in options.stages)
+            and not (options.missing and (fault.name, stage) in there)
+        ]
+        if isinstance(fault, InTurn) and stages:
+            yield fault, stages
+        elif isinstance(fault, Fault):
+            yield from ((fault, [stage]) for stage in stages)
+
+
 def write(path: Path, rows: list[dict[str, Any]]) -> None:
     """All rows, with what they were made on."""
     command = "python scripts/fault_matrix.py"
@@ -78,21 +97,13 @@ def main() -> int:
     there = {(row["fault"], row["stage"]) for row in merged(options.out, [])}
     work = options.work.resolve()
     with Bench(make_project(work / "project"), work) as bench:
-        for fault in FAULTS:
-            if options.faults and fault.name not in options.faults:
-                continue
-            chosen = [
-                stage
-                for stage in fault.stages
-                if (not options.stages or stage in options.stages)
-                and not (options.missing and (fault.name, stage) in there)
-            ]
-            for row in rows_of(fault, bench, chosen) if chosen else ():
+        for fault, stages in units(options, there):
+            if options.for_s and time.monotonic() - begin > options.for_s:
+                break
+            for row in rows_of(fault, bench, stages):
                 rows.append(row)
                 print(markdown([row.record()]).splitlines()[-1], flush=True)
                 write(options.out, merged(options.out, rows))
-                if options.for_s and time.monotonic() - begin > options.for_s:
-                    break
     print(f"\n{markdown(merged(options.out, []))}")
     return int(any(row.problems for row in rows))
 

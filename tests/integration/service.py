@@ -75,8 +75,8 @@ def pipeline_files(folder: Path, profile: str) -> None:
     parameters.write_text(re.sub(r"(?m)^profile: .*$", f"profile: {profile}", text), "utf-8")
     ignored = shutil.ignore_patterns("__pycache__")
     for name in ("flows", "metricgold", "export", "scripts", "docs/benchmarks"):
-        shutil.copytree(ROOT / name, folder / name, ignore=ignored)
-    (folder / ".dvc").mkdir()
+        shutil.copytree(ROOT / name, folder / name, ignore=ignored, dirs_exist_ok=True)
+    (folder / ".dvc").mkdir(exist_ok=True)
     shutil.copy(ROOT / ".dvc" / "config", folder / ".dvc")
     (folder / ".dvc" / "config.local").write_text("[core]\n    no_scm = true\n", "utf-8")
 

@@ -185,11 +185,24 @@ class Project:
 
 
 def make_project(folder: Path) -> Project:
-    """The smoke profile in ``folder``, finished (again, where it has changed)."""
-    if not (folder / "dvc.yaml").is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        pipeline_files(folder, "smoke")
-    return Project(folder).finish()
+    """The smoke profile in ``folder`` with the code of today, finished (again, where it is stale).
+
+    Raises:
+        RuntimeError: a stage with the same inputs as the last time now gives other outputs, so
+            there is no reference.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    pipeline_files(folder, "smoke")
+    project = Project(folder).finish()
+    path = folder.parent / "reference.yaml"
+    before: Lock = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    for stage, entry in project.lock.items():
+        known = before.get(stage, {})
+        same = [known.get(key) == entry.get(key) for key in ("deps", "params")]
+        if all(same) and known.get("outs") != entry.get("outs"):
+            raise RuntimeError(f"{stage}: other outputs from the same inputs; delete {folder}")
+    path.write_text(yaml.safe_dump(project.lock), encoding="utf-8")
+    return project
 
 
 # --- processes ------------------------------------------------------------------------------
