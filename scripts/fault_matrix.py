@@ -24,6 +24,7 @@ from _header import header
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # for the tests' modules, which are installed nowhere
 
+from flows._process import exit_on_sigterm  # noqa: E402
 from metricgold import files  # noqa: E402
 from tests.integration.faults import FAULTS, InTurn, rows_of  # noqa: E402
 from tests.integration.faults.case import Bench, Fault, Row  # noqa: E402
@@ -93,6 +94,7 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=ROOT / ".work" / "faults")
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
+    exit_on_sigterm()
     begin, rows = time.monotonic(), list[Row]()
     there = {(row["fault"], row["stage"]) for row in merged(options.out, [])}
     work = options.work.resolve()

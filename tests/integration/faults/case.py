@@ -6,6 +6,9 @@ project, which must be as it was.
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -39,7 +42,7 @@ ATTEMPTS = 3
 class Bench:
     """The project that faults are tried on, and a Prefect service of each kind when one is needed.
 
-    A context manager: ends the services.
+    A context manager: ends the services, and what a broken case has left.
 
     Attributes:
         room: bytes that are to be left on a disk that gets full.
@@ -70,6 +73,9 @@ class Bench:
 
     def __exit__(self, *error: object) -> None:
         self.end()
+        for pid in self.left():  # of a case that was broken off
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def left(self) -> dict[int, list[str]]:
         """Processes of runs: all that work in the project but those that take runs."""

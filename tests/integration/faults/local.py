@@ -98,7 +98,8 @@ def small_disk(bench: Bench, stage: str) -> Iterator[Bench]:
         outs = tuple(bench.project.outs(stage))
         written = [small.project.folder / p for p in small.project.files if p.startswith(outs)]
         small.room = sum(path.stat().st_size for path in written) // 2
-        yield small
+        with small:
+            yield small
     finally:
         subprocess.run(["umount", str(folder)], check=True)
         folder.rmdir()
@@ -154,7 +155,8 @@ def mirrored(bench: Bench, stage: str) -> Iterator[Bench]:
         project.timed = f"artifacts/raw/{name}"
         with mirror(project):
             project.finish(f"preprocess@{name}")
-        yield Bench(project, Path(folder))
+        with Bench(project, Path(folder)) as made:
+            yield made
 
 
 @contextmanager
