@@ -78,10 +78,14 @@ class Bench:
                 os.kill(pid, signal.SIGKILL)
 
     def left(self) -> dict[int, list[str]]:
-        """Processes of runs: all that work in the project but those that take runs."""
-        runners = {s.runner.pid for s in self._services.values() if s.runner is not None}
-        found = processes(self.project.folder)
-        return {pid: words for pid, words in found.items() if pid not in runners}
+        """Processes of runs: all that work in the project but what takes runs, and its server."""
+        services = self._services.values()
+        runners = {s.runner.pid for s in services if s.runner is not None}
+        return {
+            pid: words
+            for pid, words in processes(self.project.folder).items()
+            if pid not in runners and not any(s.is_server(words) for s in services)
+        }
 
 
 @dataclass

@@ -218,7 +218,7 @@ def processes(folder: Path) -> dict[int, list[str]]:
                 words = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
             except OSError:
                 continue
-            if f"{where}/".startswith(f"{folder}/") and words[0]:
+            if f"{where}/".startswith(f"{folder}/".replace("//", "/")) and words[0]:
                 found[int(entry.name)] = words
     return found
 

@@ -22,6 +22,7 @@ from tests.integration.faults.project import (
     said,
     until,
 )
+from tests.integration.faults.service import ALONE
 from tests.integration.faults.state import SECOND_S, faked, no_faketime, nothing
 
 WELL = ("Completed", "Skipped")
@@ -67,7 +68,7 @@ def server_away(bench: Bench, stage: str, kind: str, seconds: float) -> Hit:
     with held(bench.project, stage):
         at = time.monotonic()
         service.kill("server")
-    time.sleep(seconds)
+    time.sleep(max(seconds, 2))
     service.start_server()
     return Hit(at, run=run, goes_on=True)
 
@@ -294,6 +295,7 @@ SERVED: tuple[Fault | InTurn, ...] = (
     _served("SIGKILL of worker and run at once", ONE, kill_everything, "worker"),
     _cancelled("CLI", ONE, "worker"),
     _served("SIGKILL of flows.serve", LONG, kill_serve, "serve"),
+    _served("SIGKILL of the server of flows.serve", ONE, partial(server_away, seconds=0), ALONE),
     _served("server away for 20 s", ONE, partial(server_away, seconds=20), "serve"),
     _served("server away for 100 s", ONE, partial(server_away, seconds=100), "serve"),
     _cancelled("CLI", LONG, "serve"),

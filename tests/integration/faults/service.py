@@ -16,11 +16,13 @@ import httpx
 
 from flows._process import supervised
 from flows._stage import server_answers
-from tests.integration.faults.project import Project
+from tests.integration.faults.project import Project, processes
 from tests.integration.service import ENDED, ROOT, Api, command, free_port, run, wait_for
 
 NAME = "train-metricgold"
 RUN_S = 300.0
+ALONE = "alone"
+"""``flows.serve`` that finds no server; ``worker`` and ``serve`` find one."""
 
 
 @dataclass
@@ -62,8 +64,10 @@ class Service:
         return "\n".join(logs)
 
     def start_server(self) -> None:
-        """Return when it answers."""
-        self.home.mkdir(parents=True, exist_ok=True)
+        """Return when it answers; ``flows.serve`` alone has to start it by itself."""
+        if self.kind == ALONE:
+            wait_for(lambda: server_answers(self.api_url, 1.0), 150, f"server up\n{self.text()}")
+            return
         words = ("server", "start", "--host", "127.0.0.1", "--port", str(self.port))
         env = {k: v for k, v in self.env.items() if k != "PREFECT_API_URL"}
         env["PYTHONPATH"] = str(ROOT)
@@ -90,26 +94,33 @@ class Service:
     def start_runner(self) -> None:
         """Return when it has come far enough to take runs (a worker takes those that wait)."""
         words = [command("prefect"), "worker", "start", "--pool", "metricgold"]
-        if self.kind == "serve":
+        if self.kind != "worker":
             words = [sys.executable, "-m", "flows.serve", "--cron", ""]
         self.runner = _begun(words, self.project.folder, self.env, "runner", self.home)
-        if self.kind == "serve":
+        if self.kind != "worker":
             log = self.home / "runner.log"
             wait_for(lambda: f"serving {NAME}" in log.read_text(), 150, "flows.serve up")
 
     def kill(self, what: str) -> None:
         """SIGKILL to the ``server`` with all its processes, or to the ``runner`` alone."""
-        process = self.server if what == "server" else self.runner
-        assert process is not None
         if what == "server":
-            os.killpg(process.pid, signal.SIGKILL)
-        else:
+            for pid, words in processes(Path("/")).items():
+                if self.is_server(words):
+                    os.kill(pid, signal.SIGKILL)
+        process = self.server if what == "server" else self.runner
+        if process is not None:
             process.kill()
-        process.wait()
+            process.wait()
+
+    def is_server(self, words: list[str]) -> bool:
+        """Whether a command line is that of this service's server, or of what watches it."""
+        return "--port" in words and str(self.port) in words
 
     def __enter__(self) -> Service:
-        self.start_server()
-        self.prepare()
+        self.home.mkdir(parents=True, exist_ok=True)
+        if self.kind != ALONE:
+            self.start_server()
+            self.prepare()
         self.start_runner()
         return self
 
