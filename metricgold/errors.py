@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable
 
@@ -10,8 +11,25 @@ class UserError(ValueError):
     """Bad input, missing files, unreachable sources: the message says what, where, what to do."""
 
 
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+def full_disk(error: BaseException) -> str | None:
+    """What was said of a full disk or quota, if that is behind an error; else None.
+
+    Some libraries say it in words alone, others bury it under an error of their own.
+    """
+    link: BaseException | None = error
+    while link is not None:
+        if getattr(link, "errno", None) in _FULL or "No space left on device" in str(link):
+            return str(link).splitlines()[0]
+        link = link.__cause__ or link.__context__
+    return None
+
+
 def run_cli(main: Callable[[], int | None]) -> None:
-    """Run a command line's ``main``; a :class:`UserError` becomes one line on stderr and exit 1."""
+    """Run a command line's ``main``; a :class:`UserError`, and a full disk, become one line on
+    stderr and exit 1."""
     try:
         code = main()
     except UserError as error:
@@ -20,4 +38,9 @@ def run_cli(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         print("interrupted; what was finished is kept, run the same command again", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        if (told := full_disk(error)) is None:
+            raise
+        print(f"error: the disk is full: {told}; free some and run it again", file=sys.stderr)
+        sys.exit(1)
     sys.exit(code or 0)

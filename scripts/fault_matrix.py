@@ -2,7 +2,7 @@
 
 Usage: ``python scripts/fault_matrix.py [--faults "SIGKILL of dvc" ...] [--stages train_unet ...]``.
 A project with the smoke profile is finished once in ``--work``, undisturbed; then each fault is
-brought into a run of one stage of it. Afterwards nothing that was finished may be lost, no process
+brought into a run of one stage of a copy. Afterwards nothing that was finished may be lost, no process
 left, no stage have run twice at once, and ``dvc.lock`` must be that of the undisturbed run. Prints
 a Markdown table of all rows in ``--out``, into which the rows of this call are put; exit status 1
 if one of them did not hold.
@@ -78,10 +78,13 @@ def units(
             yield from ((fault, [stage]) for stage in stages)
 
 
-def write(path: Path, rows: list[dict[str, Any]]) -> None:
-    """All rows, with what they were made on."""
-    command = "python scripts/fault_matrix.py"
-    files.write_json(path, {**header(torch.device("cpu")), "command": command, "rows": rows})
+def unbroken(fault: Fault | InTurn, bench: Bench, stages: list[str]) -> Iterator[Row]:
+    """The rows of a fault; one that says so where a case broke."""
+    try:
+        yield from rows_of(fault, bench, stages)
+    except Exception as error:
+        problem = f"the case broke: {type(error).__name__}: {error}"
+        yield Row(fault.name, stages[0], "", problems=[problem])
 
 
 def main() -> int:
@@ -98,14 +101,19 @@ def main() -> int:
     begin, rows = time.monotonic(), list[Row]()
     there = {(row["fault"], row["stage"]) for row in merged(options.out, [])}
     work = options.work.resolve()
-    with Bench(make_project(work / "project"), work) as bench:
+    finished = make_project(work / "project")
+    with Bench(finished.copied(work / "copy"), work) as bench:
         for fault, stages in units(options, there):
             if options.for_s and time.monotonic() - begin > options.for_s:
                 break
-            for row in rows_of(fault, bench, stages):
+            for row in unbroken(fault, bench, stages):
                 rows.append(row)
                 print(markdown([row.record()]).splitlines()[-1], flush=True)
-                write(options.out, merged(options.out, rows))
+                content = {"command": "python scripts/fault_matrix.py"}
+                content["rows"] = merged(options.out, rows)
+                files.write_json(options.out, {**header(torch.device("cpu")), **content})
+                if row.problems:
+                    bench.renew(finished)
     print(f"\n{markdown(merged(options.out, []))}")
     return int(any(row.problems for row in rows))
 

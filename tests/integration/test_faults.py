@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.integration.faults import FAULTS, Bench, Fault, InTurn, rows_of
-from tests.integration.faults.project import make_project
+from tests.integration.faults.project import Project, make_project
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -16,10 +16,15 @@ IN_TURN = ("preprocess@hypersim", "train_unet", "export_onnx")
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    """A finished run of the smoke profile, which every case must leave as it was."""
-    folder = tmp_path_factory.mktemp("faults")
-    with Bench(make_project(folder / "project"), folder) as made:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    return make_project(tmp_path_factory.mktemp("faults") / "project")
+
+
+@pytest.fixture
+def bench(finished: Project) -> Iterator[Bench]:
+    """A copy of a finished run of the smoke profile."""
+    folder = finished.folder.parent
+    with Bench(finished.copied(folder / "copy"), folder) as made:
         yield made
 
 

@@ -72,10 +72,19 @@ class Bench:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """End the services, and kill what a broken case has left."""
         self.end()
-        for pid in self.left():  # of a case that was broken off
+        for pid in self.left():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+
+    def renew(self, finished: Project) -> None:
+        """Put a copy of a finished project in place of this one, which a case has spoilt."""
+        self.clear()
+        self.project = finished.copied(self.project.folder)
 
     def left(self) -> dict[int, list[str]]:
         """Processes of runs: all that work in the project but what takes runs, and its server."""

@@ -93,7 +93,6 @@ def small_disk(bench: Bench, stage: str) -> Iterator[Bench]:
     size = f"size={used + SPARE}"
     subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(folder)], check=True)
     try:
-        (folder / "project").mkdir()
         small = Bench(bench.project.copied(folder / "project"), folder)
         outs = tuple(bench.project.outs(stage))
         written = [small.project.folder / p for p in small.project.files if p.startswith(outs)]
@@ -115,6 +114,8 @@ def fill_disk(bench: Bench, stage: str) -> Hit:
     process = bench.project.repro(stage)
     hit = ended(bench, process, at)
     ballast.unlink()
+    if "the disk is full" not in hit.told:
+        hit.problems.append("it did not say in a sentence that the disk is full")
     return hit
 
 
@@ -123,6 +124,7 @@ def fill_disk(bench: Bench, stage: str) -> Hit:
 MIRROR = """
 import os, sys, time
 from pathlib import Path
+from metricgold.data.mirror_server import Faults, MirrorServer
 
 class Log(list):
     def append(self, entry):
@@ -144,7 +146,7 @@ def mirrored(bench: Bench, stage: str) -> Iterator[Bench]:
     """A copy whose dataset comes from a server of its own, in another process."""
     name = stage.partition("@")[2]
     with tempfile.TemporaryDirectory(prefix="mirrored") as folder:
-        project = bench.project.copied(Path(folder))
+        project = bench.project.copied(Path(folder) / "project")
         shutil.copytree(project.folder / f"artifacts/source/{name}", project.folder / ARCHIVES)
         path = project.folder / "params.yaml"
         params = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -8,13 +8,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,7 +70,9 @@ class Project:
         return self
 
     def copied(self, folder: Path) -> Project:
-        """The same in another folder; hard links inside of it stay."""
+        """The same in another folder, in place of what is there; hard links inside of it stay."""
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
         subprocess.run(["cp", "-a", f"{self.folder}/.", str(folder)], check=True)
         return Project(folder, self.lock, self.files, self.timed, dict(self.extra))
 
@@ -361,9 +364,11 @@ def said(process: subprocess.Popen[str], timeout_s: float = STAGE_S) -> str:
 
 
 def errors(text: str) -> str:
-    """The lines that say what went wrong, for a table."""
-    lines = [line.strip() for line in text.splitlines() if line.lower().startswith("error: ")]
-    chosen: Sequence[str] = lines or text.strip().splitlines()[-1:]
-    return "; ".join(
-        dict.fromkeys(line.removeprefix("ERROR: ").removeprefix("error: ") for line in chosen)
-    )
+    """The lines that say what went wrong, for a table; DVC's last words only where it has others.
+
+    A stage's last line of a traceback counts.
+    """
+    found = re.findall(r"(?mi)error: (.*)$|^(\w+(?:Error|Exception): .*)$", text)
+    lines = list(dict.fromkeys((said or raised).strip() for said, raised in found))
+    own = [line for line in lines if not line.startswith("failed to reproduce")]
+    return "; ".join(own or [line.rpartition(", ")[2] for line in lines]) or "no error"
