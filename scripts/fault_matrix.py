@@ -2,8 +2,8 @@
 
 Usage: ``python scripts/fault_matrix.py [--faults "SIGKILL of dvc" ...] [--stages train_unet ...]``.
 A project with the smoke profile is finished once in ``--work``, undisturbed; then each fault is
-brought into a run of one stage of a copy. Afterwards nothing that was finished may be lost, no process
-left, no stage have run twice at once, and ``dvc.lock`` must be that of the undisturbed run. Prints
+brought into a run of one stage of a copy. Afterwards nothing that was finished may be lost, no
+process left, no stage have run twice at once, and ``dvc.lock`` must be that of the undisturbed run. Prints
 a Markdown table of all rows in ``--out``, into which the rows of this call are put; exit status 1
 if one of them did not hold.
 """
@@ -96,10 +96,13 @@ def main() -> int:
     parser.add_argument("--for-s", type=float, help="begin nothing new after so many seconds")
     parser.add_argument("--work", type=Path, default=ROOT / ".work" / "faults")
     parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--rows", nargs="*", type=Path, help="take in the rows of other calls too")
     options = parser.parse_args()
     exit_on_sigterm()
     begin, rows = time.monotonic(), list[Row]()
-    there = {(row["fault"], row["stage"]) for row in merged(options.out, [])}
+    for path in options.rows or ():
+        rows += [Row(**row) for row in json.loads(path.read_text(encoding="utf-8"))["rows"]]
+    there = {(row["fault"], row["stage"]) for row in merged(options.out, rows)}
     work = options.work.resolve()
     finished = make_project(work / "project")
     with Bench(finished.copied(work / "copy"), work) as bench:
