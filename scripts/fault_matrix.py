@@ -3,9 +3,9 @@
 Usage: ``python scripts/fault_matrix.py [--faults "SIGKILL of dvc" ...] [--stages train_unet ...]``.
 A project with the smoke profile is finished once in ``--work``, undisturbed; then each fault is
 brought into a run of one stage of a copy. Afterwards nothing that was finished may be lost, no
-process left, no stage have run twice at once, and ``dvc.lock`` must be that of the undisturbed run. Prints
-a Markdown table of all rows in ``--out``, into which the rows of this call are put; exit status 1
-if one of them did not hold.
+process left, no stage have run twice at once, and ``dvc.lock`` must be that of the undisturbed run.
+Prints a Markdown table of all rows in ``--out``, into which those of this call are put; exit status
+1 if one of them did not hold.
 """
 
 from __future__ import annotations
@@ -87,6 +87,12 @@ def unbroken(fault: Fault | InTurn, bench: Bench, stages: list[str]) -> Iterator
         yield Row(fault.name, stages[0], "", problems=[problem])
 
 
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    """All rows, with what they were made on."""
+    command = "python scripts/fault_matrix.py"
+    files.write_json(path, {**header(torch.device("cpu")), "command": command, "rows": rows})
+
+
 def main() -> int:
     """Try, print, write."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -107,17 +113,17 @@ def main() -> int:
     finished = make_project(work / "project")
     with Bench(finished.copied(work / "copy"), work) as bench:
         for fault, stages in units(options, there):
-            if options.for_s and time.monotonic() - begin > options.for_s:
+            if options.for_s is not None and time.monotonic() - begin > options.for_s:
                 break
             for row in unbroken(fault, bench, stages):
                 rows.append(row)
                 print(markdown([row.record()]).splitlines()[-1], flush=True)
-                content = {"command": "python scripts/fault_matrix.py"}
-                content["rows"] = merged(options.out, rows)
-                files.write_json(options.out, {**header(torch.device("cpu")), **content})
+                write(options.out, merged(options.out, rows))
                 if row.problems:
                     bench.renew(finished)
-    print(f"\n{markdown(merged(options.out, []))}")
+    everything = merged(options.out, rows)
+    write(options.out, everything)
+    print(f"\n{markdown(everything)}")
     return int(any(row.problems for row in rows))
 
 
