@@ -115,12 +115,13 @@ def main() -> int:
         for fault, stages in units(options, there):
             if options.for_s is not None and time.monotonic() - begin > options.for_s:
                 break
+            first = len(rows)
             for row in unbroken(fault, bench, stages):
                 rows.append(row)
                 print(markdown([row.record()]).splitlines()[-1], flush=True)
                 write(options.out, merged(options.out, rows))
-                if row.problems:
-                    bench.renew(finished)
+            if any(row.problems for row in rows[first:]):
+                bench.renew(finished)
     everything = merged(options.out, rows)
     write(options.out, everything)
     print(f"\n{markdown(everything)}")
