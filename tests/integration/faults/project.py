@@ -233,10 +233,10 @@ def stages_at_work(folder: Path) -> dict[int, str]:
         if words[1:2] == ["-m"] and words[2].removeprefix("flows.") in KINDS:
             dataset = f"@{words[4]}" if words[3:4] == ["--dataset"] else ""
             found[pid] = words[2].removeprefix("flows.") + dataset
-    return {pid: name for pid, name in found.items() if _parent(pid) not in found}
+    return {pid: name for pid, name in found.items() if parent_of(pid) not in found}
 
 
-def _parent(pid: int) -> int:
+def parent_of(pid: int) -> int:
     try:
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     except OSError:

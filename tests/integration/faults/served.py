@@ -19,6 +19,7 @@ from tests.integration.faults.project import (
     Watch,
     errors,
     held,
+    parent_of,
     said,
     until,
 )
@@ -78,7 +79,7 @@ def kill_flow(bench: Bench, stage: str, kind: str) -> Hit:
     service = bench.service(kind)
     run = service.ask()
     with held(bench.project, stage):
-        (flow,) = [pid for pid, words in bench.left().items() if is_flow(words)]
+        flow = flow_process(bench)
         at = time.monotonic()
         os.kill(flow, signal.SIGKILL)
     gone = until(lambda: not bench.left(), GONE_S)
@@ -86,9 +87,11 @@ def kill_flow(bench: Bench, stage: str, kind: str) -> Hit:
     return Hit(at, run=run, gone_s=gone)
 
 
-def is_flow(words: list[str]) -> bool:
-    """Whether a command line is that of a flow run's process."""
-    return any(word.startswith("prefect") for word in words[1:4]) and "flow-run" in words[2:]
+def flow_process(bench: Bench) -> int:
+    """Of the run itself: the one that has started what runs DVC."""
+    dvc = [pid for pid, words in bench.left().items() if "flows._dvc_server" in words]
+    (flow,) = {parent_of(pid) for pid in dvc} - set(dvc)
+    return flow
 
 
 def kill_everything(bench: Bench, stage: str, kind: str) -> Hit:
@@ -201,8 +204,8 @@ def shell_beside(bench: Bench, stage: str) -> Hit:
         second = bench.project.repro(stage)
         until(lambda: second.poll() is not None, SECOND_S)
         waits = second.poll() is None
-    told = f"dvc repro: {'waits' if waits else errors(said(second))}"
-    said(second)
+    text = said(second)
+    told = f"dvc repro {'waits' if waits else f'is refused: {errors(text)}'}"
     return Hit(at, told, run=run, goes_on=True)
 
 
