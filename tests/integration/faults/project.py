@@ -28,6 +28,8 @@ from tests.integration.service import ROOT, command, environment, pipeline_files
 WHOLE_RUN_S, STAGE_S, GONE_S = 900.0, 180.0, 15.0
 """Patience with a whole run, with one stage, and with processes that shall end (their own grace is
 ten seconds)."""
+LONGEST = 160
+"""Letters of an error in a table."""
 KINDS = frozenset(yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"])
 """Stages without their datasets."""
 
@@ -371,4 +373,5 @@ def errors(text: str) -> str:
     found = re.findall(r"(?mi)error: (.*)$|^(\w+(?:Error|Exception): .*)$", text)
     lines = list(dict.fromkeys((said or raised).strip() for said, raised in found))
     own = [line for line in lines if not line.startswith("failed to reproduce")]
-    return "; ".join(own or [line.rpartition(", ")[2] for line in lines]) or "no error"
+    told = "; ".join(own or [line.rpartition(", ")[2] for line in lines]) or "no error"
+    return told if len(told) <= LONGEST else f"{told[:LONGEST]} …"
