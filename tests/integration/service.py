@@ -20,6 +20,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+PREFECT_FILES = ("prefect.toml", "prefect.yaml", "prefect.automation.yaml")
 MINI_PIPELINE = """\
 stages:
   first:
@@ -68,7 +69,7 @@ def run(*arguments: str, cwd: Path, env: dict[str, str] | None = None) -> str:
 
 def pipeline_files(folder: Path, profile: str) -> None:
     """What ``dvc repro`` needs of the project, without git, as if unpacked from an archive."""
-    for name in ("dvc.yaml", "params.yaml", ".dvcignore", "prefect.toml", "prefect.yaml"):
+    for name in ("dvc.yaml", "params.yaml", ".dvcignore", *PREFECT_FILES):
         shutil.copy(ROOT / name, folder)
     parameters = folder / "params.yaml"
     text = parameters.read_text(encoding="utf-8")

@@ -21,6 +21,8 @@ from tests.integration.service import ENDED, ROOT, Api, command, free_port, run,
 
 NAME = "train-metricgold"
 RUN_S = 300.0
+AUTOMATION, LIFE_S = "prefect.automation.yaml", 60
+"""As shipped it waits ten minutes; here signs of life are sent and missed more often."""
 ALONE = "alone"
 """``flows.serve`` that finds no server; ``worker`` and ``serve`` find one."""
 
@@ -51,6 +53,7 @@ class Service:
             "PREFECT_HOME": str(self.home),
             "PREFECT_API_URL": self.api_url,
             "PREFECT_WORKER_QUERY_SECONDS": "2",  # as flows.serve does
+            "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
         }
         return self.project.env | where | self.extra
 
@@ -84,8 +87,15 @@ class Service:
         """Deployments; those of ``flows.serve`` come with it."""
         if self.kind == "worker":
             text = (ROOT / "prefect.yaml").read_text(encoding="utf-8")
-            for line in re.findall(r"(?m)^#\s+prefect ((?:work-|deploy).*)$", text):
-                self.prefect(*line.split())
+            for line in re.findall(r"(?m)^#\s+prefect ((?:work-|deploy|automation).*)$", text):
+                self.prefect(*line.replace(AUTOMATION, str(self.impatient())).split())
+
+    def impatient(self) -> Path:
+        """The automation that ends runs without a sign of life, within a minute already."""
+        text = (ROOT / AUTOMATION).read_text(encoding="utf-8")
+        path = self.home / AUTOMATION
+        path.write_text(text.replace("within: 600", f"within: {LIFE_S}"), encoding="utf-8")
+        return path
 
     def prefect(self, *arguments: str) -> str:
         folder = self.project.folder
