@@ -17,7 +17,6 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 from urllib.parse import urlsplit
 
 from flows._environment import SERVER_START_SECONDS, prepare_environment
@@ -183,20 +182,18 @@ def main() -> None:
 
 def serve_deployments(settings: OrchestrationConfig, page: str) -> None:
     """Register the deployments and run what is asked of them, until SIGTERM or Ctrl-C."""
-    from prefect.runner import Runner
-
+    from flows._runner import PatientRunner
     from flows.deployments import pipeline_deployments, watch_deployments
     from flows.train_metricgold import NAME
 
-    class QuietRunner(Runner):
-        """Ends on SIGTERM by cancelling its task, so that it cleans up and shows no traceback."""
-
-        def handle_sigterm(self, *args: Any, **kwargs: Any) -> None:
-            loop.call_soon_threadsafe(serving.cancel)
+    def stop() -> None:
+        """Cancelled, it cleans up and shows no traceback."""
+        loop.call_soon_threadsafe(serving.cancel)
 
     runners = []
     for offered in (pipeline_deployments(settings), watch_deployments(settings)):
-        runners.append(QuietRunner(limit=1, pause_on_shutdown=False, query_seconds=POLL_SECONDS))
+        options = {"limit": 1, "pause_on_shutdown": False, "query_seconds": POLL_SECONDS}
+        runners.append(PatientRunner(on_sigterm=stop, **options))
         for deployment in offered:
             runners[-1].add_deployment(deployment)
             print(f"  {deployment.name}: {deployment.description}", flush=True)
