@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from flows._dvc_server import DvcServer
+from flows._locks import free_left_locks
 from flows._stage import TEMPORARY
 from metricgold.errors import UserError
 
@@ -175,6 +176,8 @@ def metric_rows(shown: Mapping[str, Any]) -> list[dict[str, Any]]:
 class Pipeline:
     """The pipeline in a folder, through a DVC that is imported once; ends what it started.
 
+    Locks that DVC's record has of processes that are no DVC any more are dropped first.
+
     Raises:
         UserError: made inside a stage, where DVC holds its lock already.
     """
@@ -182,6 +185,7 @@ class Pipeline:
     def __init__(self, root: Path) -> None:
         refuse_inside_a_stage()
         self.root = root
+        free_left_locks(root)
         self._server = DvcServer(root)
 
     def __enter__(self) -> Pipeline:

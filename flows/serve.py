@@ -13,10 +13,10 @@ import contextlib
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 from urllib.parse import urlsplit
 
 from flows._environment import SERVER_START_SECONDS, prepare_environment
@@ -30,6 +30,8 @@ LOOPBACK = {"127.0.0.1", "localhost"}
 SERVER_TOKEN, CLIENT_TOKEN = "PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_AUTH_STRING"
 POLL_SECONDS = 2.0
 """From asking for a run to its start, at most."""
+RESTART_SECONDS = 1.0
+"""From the end of a server that was killed to its next start."""
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -95,34 +97,71 @@ def running_server(api_url: str, host: str) -> Iterator[None]:
         print(f"using the Prefect server at {api_url}", flush=True)
         yield
         return
-    command = server_command(api_url, host)
+    server = OwnServer(server_command(api_url, host))
     print(f"starting a Prefect server at {api_url}", flush=True)
-    environment = {k: v for k, v in os.environ.items() if k != "PREFECT_API_URL"}
-    process = subprocess.Popen(
-        supervised(command),
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        start_new_session=True,
-    )
     try:
-        _wait_until_up(process, api_url)
+        server.start()
+        server.wait_until_up(api_url)
         yield
     finally:
-        end_group(process)
+        server.end()
 
 
-def _wait_until_up(process: subprocess.Popen[bytes], api_url: str) -> None:
-    deadline = time.monotonic() + SERVER_START_SECONDS
-    while not server_answers(api_url, timeout_s=1.0):
-        if process.poll() is not None:
-            raise UserError(
-                f"the Prefect server ended with status {process.returncode} while starting; is "
-                f"port {urlsplit(api_url).port} taken by another program?"
-            )
-        if time.monotonic() > deadline:
-            raise UserError(f"the Prefect server was not up after {SERVER_START_SECONDS} s")
-        time.sleep(0.5)
+class OwnServer:
+    """A server as a process of this one; once it was up it is started again whenever it ends."""
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self._command = supervised(command)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._ended = threading.Event()
+        self._turn = threading.Lock()
+
+    def start(self) -> None:
+        """Once, and again by itself."""
+        self._process = subprocess.Popen(
+            self._command,
+            env={k: v for k, v in os.environ.items() if k != "PREFECT_API_URL"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def wait_until_up(self, api_url: str) -> None:
+        """Return when it answers; from then on it is kept up.
+
+        Raises:
+            UserError: it ended, or does not answer.
+        """
+        assert self._process is not None
+        deadline = time.monotonic() + SERVER_START_SECONDS
+        while not server_answers(api_url, timeout_s=1.0):
+            if self._process.poll() is not None:
+                raise UserError(
+                    f"the Prefect server ended with status {self._process.returncode} while "
+                    f"starting; is port {urlsplit(api_url).port} taken by another program?"
+                )
+            if time.monotonic() > deadline:
+                raise UserError(f"the Prefect server was not up after {SERVER_START_SECONDS} s")
+            time.sleep(0.5)
+        threading.Thread(target=self._keep_up, daemon=True).start()
+
+    def _keep_up(self) -> None:
+        assert self._process is not None
+        while True:
+            status = self._process.wait()
+            self._ended.wait(RESTART_SECONDS)
+            with self._turn:
+                if self._ended.is_set():
+                    return
+                print(f"the Prefect server ended ({status}); starting it again", flush=True)
+                self.start()
+
+    def end(self) -> None:
+        """End it for good."""
+        with self._turn:
+            self._ended.set()
+        if self._process is not None:
+            end_group(self._process)
 
 
 def main() -> None:
@@ -143,20 +182,18 @@ def main() -> None:
 
 def serve_deployments(settings: OrchestrationConfig, page: str) -> None:
     """Register the deployments and run what is asked of them, until SIGTERM or Ctrl-C."""
-    from prefect.runner import Runner
-
+    from flows._runner import PatientRunner
     from flows.deployments import pipeline_deployments, watch_deployments
     from flows.train_metricgold import NAME
 
-    class QuietRunner(Runner):
-        """Ends on SIGTERM by cancelling its task, so that it cleans up and shows no traceback."""
-
-        def handle_sigterm(self, *args: Any, **kwargs: Any) -> None:
-            loop.call_soon_threadsafe(serving.cancel)
+    def stop() -> None:
+        """Cancelled, it cleans up and shows no traceback."""
+        loop.call_soon_threadsafe(serving.cancel)
 
     runners = []
     for offered in (pipeline_deployments(settings), watch_deployments(settings)):
-        runners.append(QuietRunner(limit=1, pause_on_shutdown=False, query_seconds=POLL_SECONDS))
+        options = {"limit": 1, "pause_on_shutdown": False, "query_seconds": POLL_SECONDS}
+        runners.append(PatientRunner(on_sigterm=stop, **options))
         for deployment in offered:
             runners[-1].add_deployment(deployment)
             print(f"  {deployment.name}: {deployment.description}", flush=True)

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import io
 import os
+import re
+import shutil
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import httpx
 import psutil
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
+ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+PREFECT_FILES = ("prefect.toml", "prefect.yaml", "prefect.automation.yaml")
 MINI_PIPELINE = """\
 stages:
   first:
@@ -60,6 +65,21 @@ def run(*arguments: str, cwd: Path, env: dict[str, str] | None = None) -> str:
     )
     assert done.returncode == 0, f"{arguments}: {done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return done.stdout
+
+
+def pipeline_files(folder: Path, profile: str) -> None:
+    """What ``dvc repro`` needs of the project, without git, as if unpacked from an archive."""
+    for name in ("dvc.yaml", "params.yaml", ".dvcignore", *PREFECT_FILES):
+        shutil.copy(ROOT / name, folder)
+    parameters = folder / "params.yaml"
+    text = parameters.read_text(encoding="utf-8")
+    parameters.write_text(re.sub(r"(?m)^profile: .*$", f"profile: {profile}", text), "utf-8")
+    ignored = shutil.ignore_patterns("__pycache__")
+    for name in ("flows", "metricgold", "export", "scripts", "docs/benchmarks"):
+        shutil.copytree(ROOT / name, folder / name, ignore=ignored, dirs_exist_ok=True)
+    (folder / ".dvc").mkdir(exist_ok=True)
+    shutil.copy(ROOT / ".dvc" / "config", folder / ".dvc")
+    (folder / ".dvc" / "config.local").write_text("[core]\n    no_scm = true\n", "utf-8")
 
 
 def wait_for(condition: Callable[[], object], timeout_s: float, what: str) -> None:
@@ -125,3 +145,73 @@ class Served:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+
+
+class AServer(Protocol):
+    """Where a Prefect server answers, and what is told of it when something does not come."""
+
+    @property
+    def api_url(self) -> str: ...
+
+    def text(self) -> str: ...
+
+
+class Api:
+    """The server's, as the page uses it."""
+
+    def __init__(self, served: AServer) -> None:
+        self._served = served
+
+    def ask(self, method: str, path: str, body: Any = None) -> httpx.Response:
+        """The answer; asked again while the database is busy (503), as Prefect's client does."""
+        url = f"{self._served.api_url}/{path}"
+        for _ in range(60):
+            answer = httpx.request(method, url, json=body, timeout=60)
+            if answer.status_code != 503:
+                break
+            time.sleep(1)
+        return answer
+
+    def got(self, method: str, path: str, body: Any = None) -> Any:
+        return self.ask(method, path, body).raise_for_status().json()
+
+    def deployment(self, name: str) -> dict[str, Any]:
+        found: dict[str, Any] = self.got("GET", f"deployments/name/{name}/{name}")
+        return found
+
+    def start(self, name: str, **parameters: Any) -> str:
+        path = f"deployments/{self.deployment(name)['id']}/create_flow_run"
+        return str(self.got("POST", path, {"parameters": parameters})["id"])
+
+    def run(self, run_id: str) -> dict[str, Any]:
+        found: dict[str, Any] = self.got("GET", f"flow_runs/{run_id}")
+        return found
+
+    def finished(self, run_id: str) -> dict[str, Any]:
+        """The flow run when it has ended."""
+        wait_for(lambda: self.run(run_id)["state_type"] in ENDED, 240, self._served.text())
+        return self.run(run_id)
+
+    def completed(self, name: str, **parameters: Any) -> dict[str, Any]:
+        found = self.finished(self.start(name, **parameters))
+        assert found["state_type"] == "COMPLETED", self._served.text()
+        return found
+
+    def tasks(self, run_id: str) -> dict[str, dict[str, Any]]:
+        body = {"flow_runs": {"id": {"any_": [run_id]}}}
+        return {task["name"]: task for task in self.got("POST", "task_runs/filter", body)}
+
+    def ended_tasks(self, run_id: str, names: set[str]) -> dict[str, dict[str, Any]]:
+        """The task runs, which must be these; the server learns of them a little later."""
+
+        def told() -> bool:
+            """Whether it knows of all that they have ended, and of no other."""
+            found = self.tasks(run_id)
+            return set(found) == names and all(t["state_type"] in ENDED for t in found.values())
+
+        wait_for(told, 60, f"task runs {names}")
+        return self.tasks(run_id)
+
+    def artifacts(self, run_id: str) -> dict[str, dict[str, Any]]:
+        body = {"artifacts": {"flow_run_id": {"any_": [run_id]}}}
+        return {a["key"]: a for a in self.got("POST", "artifacts/filter", body)}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -18,7 +17,15 @@ import yaml
 
 from flows import _dvc
 from metricgold.config import DATASET_NAMES
-from tests.integration.service import ROOT, command, environment, living, run, wait_for
+from tests.integration.service import (
+    ROOT,
+    command,
+    environment,
+    living,
+    pipeline_files,
+    run,
+    wait_for,
+)
 
 pytestmark = pytest.mark.integration
 
@@ -35,17 +42,7 @@ STAGES = [
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
     """The pipeline's files in a folder without git, as if unpacked from an archive."""
-    for name in ("dvc.yaml", "params.yaml", ".dvcignore"):
-        shutil.copy(ROOT / name, tmp_path)
-    parameters = tmp_path / "params.yaml"
-    text = parameters.read_text(encoding="utf-8")
-    parameters.write_text(re.sub(r"(?m)^profile: .*$", "profile: demo", text), encoding="utf-8")
-    ignored = shutil.ignore_patterns("__pycache__")
-    for name in ("flows", "metricgold", "export", "scripts"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=ignored)
-    (tmp_path / ".dvc").mkdir()
-    shutil.copy(ROOT / ".dvc" / "config", tmp_path / ".dvc")
-    (tmp_path / ".dvc" / "config.local").write_text("[core]\n    no_scm = true\n")
+    pipeline_files(tmp_path, "demo")
     return tmp_path
 
 

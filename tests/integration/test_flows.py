@@ -7,7 +7,6 @@ import re
 import shutil
 import sqlite3
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,10 @@ import pytest
 import yaml
 from PIL import Image
 
-from tests.integration.service import ROOT, Served, living, run, wait_for
+from tests.integration.service import ROOT, Api, Served, living, run, wait_for
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
-ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 PLANTED, BLOCKED = "planted-in-the-environment-7531", "planted-in-a-block-7532"
 PIPELINE = f"""\
 stages:
@@ -108,67 +106,6 @@ def scheduled(project: Path) -> Iterator[Served]:
         yield service
     finally:
         service.end()
-
-
-class Api:
-    """The server's, as the page uses it."""
-
-    def __init__(self, served: Served) -> None:
-        self._served = served
-
-    def ask(self, method: str, path: str, body: Any = None) -> httpx.Response:
-        """The answer; asked again while the database is busy (503), as Prefect's client does."""
-        url = f"{self._served.api_url}/{path}"
-        for _ in range(60):
-            answer = httpx.request(method, url, json=body, timeout=60)
-            if answer.status_code != 503:
-                break
-            time.sleep(1)
-        return answer
-
-    def got(self, method: str, path: str, body: Any = None) -> Any:
-        return self.ask(method, path, body).raise_for_status().json()
-
-    def deployment(self, name: str) -> dict[str, Any]:
-        found: dict[str, Any] = self.got("GET", f"deployments/name/{name}/{name}")
-        return found
-
-    def start(self, name: str, **parameters: Any) -> str:
-        path = f"deployments/{self.deployment(name)['id']}/create_flow_run"
-        return str(self.got("POST", path, {"parameters": parameters})["id"])
-
-    def run(self, run_id: str) -> dict[str, Any]:
-        found: dict[str, Any] = self.got("GET", f"flow_runs/{run_id}")
-        return found
-
-    def finished(self, run_id: str) -> dict[str, Any]:
-        """The flow run when it has ended."""
-        wait_for(lambda: self.run(run_id)["state_type"] in ENDED, 240, self._served.text())
-        return self.run(run_id)
-
-    def completed(self, name: str, **parameters: Any) -> dict[str, Any]:
-        found = self.finished(self.start(name, **parameters))
-        assert found["state_type"] == "COMPLETED", self._served.text()
-        return found
-
-    def tasks(self, run_id: str) -> dict[str, dict[str, Any]]:
-        body = {"flow_runs": {"id": {"any_": [run_id]}}}
-        return {task["name"]: task for task in self.got("POST", "task_runs/filter", body)}
-
-    def ended_tasks(self, run_id: str, names: set[str]) -> dict[str, dict[str, Any]]:
-        """The task runs, which must be these; the server learns of them a little later."""
-
-        def told() -> bool:
-            """Whether it knows of all that they have ended, and of no other."""
-            found = self.tasks(run_id)
-            return set(found) == names and all(t["state_type"] in ENDED for t in found.values())
-
-        wait_for(told, 60, f"task runs {names}")
-        return self.tasks(run_id)
-
-    def artifacts(self, run_id: str) -> dict[str, dict[str, Any]]:
-        body = {"artifacts": {"flow_run_id": {"any_": [run_id]}}}
-        return {a["key"]: a for a in self.got("POST", "artifacts/filter", body)}
 
 
 def plant_block(served: Served) -> None:

@@ -36,7 +36,8 @@ def server(
     """A project with the deployment files, and the environment that leads to a server."""
     folder = make_project(MINI_PIPELINE)
     (folder / "flows").symlink_to(ROOT / "flows")
-    shutil.copy(ROOT / "prefect.yaml", folder)
+    for name in ("prefect.yaml", "prefect.automation.yaml"):
+        shutil.copy(ROOT / name, folder)
     shutil.copytree(ROOT / "docker", folder / "docker")
     api_url = f"http://127.0.0.1:{free_port()}/api"
     env = environment(PREFECT_HOME=str(folder / "home"), PREFECT_API_URL=api_url)
@@ -74,7 +75,7 @@ def test_deployments_and_a_worker(server: tuple[Path, dict[str, str]]) -> None:
     ):
         *preparations, worker = commands(folder / file)
         assert worker == ["worker", "start", "--pool", pool]
-        assert len(preparations) == 4
+        assert len(preparations) == 5
         for arguments in preparations:
             prefect(folder, env, *arguments)
         train = deployed(env, "train-metricgold")

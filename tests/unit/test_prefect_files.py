@@ -12,8 +12,12 @@ import prefect
 import pytest
 import yaml
 from prefect.cli.deploy._models import PrefectYamlModel
+from prefect.client.schemas.objects import TERMINAL_STATES, StateType
 from prefect.client.schemas.schedules import construct_schedule
+from prefect.events.schemas.automations import AutomationCore, EventTrigger
+from prefect.settings.models.flows import FlowsSettings
 
+from flows import _run, watch
 from flows.deployments import PIPELINE, WATCHES
 from metricgold.config import load_orchestration
 
@@ -121,3 +125,17 @@ def test_the_image_is_built_from_files_that_are_there() -> None:
     assert {f"!{name}" for name in copied} == {line for line in sent if line.startswith("!")}
     targets = [line.split()[-1] for line in lines if line.startswith("FROM ")]
     assert targets == ["base", "cpu", "gpu"]
+
+
+def test_a_run_whose_machine_died_gives_its_place_back() -> None:
+    """Only after three signs of life were missed, and never one that has ended."""
+    found = yaml.safe_load((ROOT / "prefect.automation.yaml").read_text(encoding="utf-8"))
+    made = AutomationCore.model_validate(found)
+    assert isinstance(made.trigger, EventTrigger)
+    assert made.trigger.within.total_seconds() > 3 * FlowsSettings().heartbeat_frequency
+    assert made.trigger.after == {"prefect.flow-run.heartbeat"}
+    ends = {s.value.capitalize() for s in TERMINAL_STATES} | {_run.SKIPPED, watch.UNCHANGED}
+    expected = {f"prefect.flow-run.{name}" for name in ends}
+    assert made.trigger.expect == expected | made.trigger.after
+    (action,) = made.actions
+    assert (action.type, action.state) == ("change-flow-run-state", StateType.CRASHED)
