@@ -548,6 +548,8 @@ class OrchestrationConfig(_Section):
     a stage that is not named has no time limit, and runs alone beside those that are parallel.
     ``watch_minutes``: how often sources, and the quality, are looked at; None: never.
     ``secrets``: environment variables of the stages, and the Prefect Secret blocks they come from.
+    ``runner``: machines that preprocess and evaluate, as ``flows/_spread.py`` reads it; None: the
+    one that runs the stage. ``shared``: a path or URI that all of them reach.
     """
 
     schedule: ScheduleConfig | None = None
@@ -557,6 +559,8 @@ class OrchestrationConfig(_Section):
     watch_minutes: PositiveFloat | None = None
     quality: QualityConfig | None = None
     secrets: dict[str, str] = {}
+    runner: str | None = None
+    shared: str = ".work/spread"
 
 
 class _Params(_Section):
