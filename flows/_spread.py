@@ -26,18 +26,23 @@ RUNNER, SHARED = "METRICGOLD_RUNNER", "METRICGOLD_SHARED"
 _FORM = re.compile(r"(threads)|(dask|ray)(?:://([\w.\-\[\]:]+:\d+))?")
 
 
-def chosen_spread(stage: str, threads: int) -> Spread | None:
-    """What params.yaml or the environment asks for; None: this machine, as without any of this.
+def chosen_spread(stage: str, threads: int, runner: str = "", shared: str = "") -> Spread | None:
+    """What is asked for, by arguments, the environment or params.yaml; None: by none of them.
 
     Raises:
         UserError: it is no runner, or something that it needs is missing.
     """
     settings = load_orchestration()
-    runner = os.environ.get(RUNNER) or settings.runner
+    runner = runner or os.environ.get(RUNNER) or settings.runner or ""
     if not runner:
         return None
-    shared = os.environ.get(SHARED) or settings.shared
-    return Spread(mapper(runner, stage, threads), Place(shared))
+    shared = shared or os.environ.get(SHARED) or settings.shared
+    return Spread(
+        mapper(runner, stage, threads),
+        Place(shared),
+        piece_bytes=int(settings.piece_mb * 10**6),
+        piece_frames=settings.piece_frames,
+    )
 
 
 def mapper(runner: str, stage: str, threads: int) -> Map:

@@ -12,8 +12,8 @@ import hashlib
 import json
 import platform
 import tempfile
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -49,10 +49,16 @@ class Spread:
         map: how they are given their pieces.
         shared: a folder that all of them reach, for what they make; a path of this machine says
             that they share its file system.
+        origins: of files of this machine, where all machines reach the same.
+        piece_bytes: archives of a piece have about so many bytes, where groups allow it.
+        piece_frames: of an evaluation's piece, and a batch more at most.
     """
 
     map: Map
     shared: Place
+    origins: Mapping[Path, Place] = field(default_factory=dict)
+    piece_bytes: int = 250 * 10**6
+    piece_frames: int = 64
 
     @property
     def one_file_system(self) -> bool:
@@ -64,6 +70,8 @@ class Spread:
         path = place.local
         if path is None:
             return place
+        if path in self.origins:
+            return self.origins[path]
         if self.one_file_system:
             return place.absolute
         copy = self.shared / name

@@ -28,9 +28,6 @@ from metricgold.places import Place
 from metricgold.progress import progress_bar
 from metricgold.spread import Record, Spread, check_code, code_hash, done_once, hashed
 
-PIECE_BYTES = 250 * 10**6
-"""Archives of a piece have about so many bytes, where groups allow it."""
-
 
 @dataclass(frozen=True)
 class PieceFile:
@@ -140,7 +137,6 @@ def convert_spread(
     raw: Place,
     folder: Path,
     spread: Spread,
-    piece_bytes: int = PIECE_BYTES,
 ) -> tuple[dict[Split, Tally], list[str]]:
     """:func:`metricgold.data.conversion.convert` by other machines: the same files in ``folder``.
 
@@ -160,7 +156,7 @@ def convert_spread(
     entries = [(e["path"], e["size"], e["sha256"]) for e in manifest["files"]]
     divisible = raw.local is not None and spread.one_file_system
     settings = settings_that_matter(config, dataset)
-    stamp = hashed([settings, entries, code_hash(), piece_bytes, divisible])[:16]
+    stamp = hashed([settings, entries, code_hash(), spread.piece_bytes, divisible])[:16]
     name = f"preprocess-{dataset}-{stamp}"
     made = spread.shared.absolute / name
     files = [
@@ -170,7 +166,7 @@ def convert_spread(
     pieces = [
         Piece(f"{number:05d}", config, dataset, needed, part, made, code_hash())
         for number, (needed, part) in enumerate(
-            cut(get_dataset(dataset), files, piece_bytes, divisible)
+            cut(get_dataset(dataset), files, spread.piece_bytes, divisible)
         )
     ]
     with _Assembly(folder, made, len(pieces)) as assembly:

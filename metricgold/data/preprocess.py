@@ -45,8 +45,13 @@ def run(
     warnings: list[str] = []
     tallies: dict[Split, Tally] = {split: Tally() for split in SPLITS}
     if settings.enabled and manifest["streaming"]:
+        if source is not None:
+            raise DatasetError(
+                f"{source}: streamed, so there are no archives; set datasets.{dataset}.streaming "
+                "to false and run 'download' again"
+            )
         if spread is not None:
-            print(f"{dataset}: streamed on this machine, which other machines cannot share")
+            print(f"{dataset}: streamed by this machine alone")
         tallies, manifest = stream(config, workspace, reader.name, folder)
     elif settings.enabled and spread is not None:
         _check_files(raw, manifest)

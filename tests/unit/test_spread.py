@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterator
@@ -29,6 +28,11 @@ NAMES = ("hypersim", "virtual_kitti", "tartanair")
 def one_by_one(function: Callable[[Any], Any], items: list[Any], take: Callable[[Any], None]):
     for item in items:
         take(function(item))
+
+
+def small(mapped: Any, shared: Place) -> Spread:
+    """Pieces of less than a group's bytes."""
+    return Spread(mapped, shared, piece_bytes=20_000, piece_frames=4)
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -82,13 +86,6 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return done
 
 
-@pytest.fixture
-def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pieces of less than a group's bytes."""
-    small = functools.partial(pieces.convert_spread, piece_bytes=20_000)
-    monkeypatch.setattr(preprocess, "convert_spread", small)
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_pieces_give_the_very_files_of_one_machine(
     tiny_data_config: ProfileConfig,
@@ -97,9 +94,8 @@ def test_pieces_give_the_very_files_of_one_machine(
     tmp_path: Path,
     name: str,
     counted: list[str],
-    small_pieces: None,
 ) -> None:
-    spread = Spread(one_by_one, Place(str(tmp_path / "shared")))
+    spread = small(one_by_one, Place(str(tmp_path / "shared")))
     preprocess.run(tiny_data_config, workspace, name, spread)
     assert hashes(workspace.shards(name)) == downloaded[1][name]
     assert len(counted) >= 4
@@ -111,12 +107,11 @@ def test_threads_of_this_process(
     workspace: Workspace,
     downloaded,
     tmp_path: Path,
-    small_pieces: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     threads = _spread.mapper("threads", "preprocess@tartanair", 3)
-    spread = Spread(threads, Place(str(tmp_path / "shared")))
+    spread = small(threads, Place(str(tmp_path / "shared")))
     preprocess.run(tiny_data_config, workspace, "tartanair", spread)
     assert hashes(workspace.shards("tartanair")) == downloaded[1]["tartanair"]
 
@@ -127,7 +122,6 @@ def test_what_a_broken_off_run_has_done_is_not_done_again(
     downloaded,
     tmp_path: Path,
     counted: list[str],
-    small_pieces: None,
 ) -> None:
     def dies(function: Callable[[Any], Any], items: list[Any], take: Callable[[Any], None]) -> None:
         one_by_one(function, items[:2], take)
@@ -135,17 +129,17 @@ def test_what_a_broken_off_run_has_done_is_not_done_again(
 
     place = Place(str(tmp_path / "shared"))
     with pytest.raises(KeyboardInterrupt):
-        preprocess.run(tiny_data_config, workspace, "hypersim", Spread(dies, place))
+        preprocess.run(tiny_data_config, workspace, "hypersim", small(dies, place))
     assert counted == ["00000", "00001"]
     assert hashes(workspace.shards("hypersim")) == {}
     changed = tiny_data_config.model_copy(
         update={"preprocess": tiny_data_config.preprocess.model_copy(update={"rgb_quality": 50})}
     )
-    preprocess.run(changed, workspace, "hypersim", Spread(one_by_one, place))
+    preprocess.run(changed, workspace, "hypersim", small(one_by_one, place))
     everything = [f"{number:05d}" for number in range(len(counted) - 2)]
     assert counted[2:] == everything, "nothing made with other settings may be taken"
     del counted[:]
-    preprocess.run(tiny_data_config, workspace, "hypersim", Spread(one_by_one, place))
+    preprocess.run(tiny_data_config, workspace, "hypersim", small(one_by_one, place))
     assert counted == everything[2:]
     assert hashes(workspace.shards("hypersim")) == downloaded[1]["hypersim"]
 
@@ -156,12 +150,11 @@ def test_object_store_for_archives_and_pieces(
     downloaded,
     tmp_path: Path,
     memory: Place,
-    small_pieces: None,
 ) -> None:
     raw = workspace.raw("hypersim")
     for path in hashes(raw):
         (memory / "raw" / path).put(raw / path)
-    spread = Spread(one_by_one, memory / "shared")
+    spread = small(one_by_one, memory / "shared")
     before = memory.names()
     preprocess.run(tiny_data_config, workspace, "hypersim", spread)
     assert hashes(workspace.shards("hypersim")) == downloaded[1]["hypersim"]
@@ -174,7 +167,7 @@ def test_object_store_for_archives_and_pieces(
 def test_damaged_or_absent_archives_are_refused(
     tiny_data_config: ProfileConfig, workspace: Workspace, memory: Place
 ) -> None:
-    raw, spread = workspace.raw("hypersim"), Spread(one_by_one, memory / "shared")
+    raw, spread = workspace.raw("hypersim"), small(one_by_one, memory / "shared")
     for path in hashes(raw):
         (memory / "raw" / path).put(raw / path)
     scene = next(path for path in hashes(raw) if path.endswith(".zip"))
