@@ -54,7 +54,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         lines = [pinned(line) for line in resolve(Path(folder))]
     extras = project["optional-dependencies"]
-    named = [line for line in (*extras["gpu"], *extras["8bit"]) if "metricgold[" not in line]
+    named = [line for line in (*extras["gpu"], *extras["8bit"], *extras["ray"]) if "metricgold[" not in line]
     gpu = [line.replace(";", " ;", 1) for line in named]
     body = "\n".join(sorted(lines + gpu, key=str.lower)) + "\n"
     TARGET.parent.mkdir(exist_ok=True)

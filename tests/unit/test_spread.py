@@ -98,7 +98,7 @@ def test_pieces_give_the_very_files_of_one_machine(
     spread = small(one_by_one, Place(str(tmp_path / "shared")))
     preprocess.run(tiny_data_config, workspace, name, spread)
     assert hashes(workspace.shards(name)) == downloaded[1][name]
-    assert len(counted) >= 4
+    assert len(counted) >= 3
     assert not list((tmp_path / "shared").iterdir())
 
 
