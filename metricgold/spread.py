@@ -114,7 +114,7 @@ def code_hash() -> str:
 
 def _version(name: str) -> str:
     try:
-        return metadata.version(name)
+        return metadata.version(name).partition("+")[0]
     except metadata.PackageNotFoundError:
         return ""
 

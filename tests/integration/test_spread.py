@@ -258,6 +258,11 @@ def test_a_lost_worker_costs_its_own_piece_and_nothing_else(
         (piece, "COMPLETED") for piece in set(cluster.noted("recorded", "preprocess"))
     )
 
+    project.forget()
+    env = {**cluster.env, "METRICGOLD_RUNNER": "threads"}
+    run(sys.executable, "-m", *stage, cwd=project.folder, env=env)
+    assert project.made() == project.shards
+
     cluster.add_worker()
     stage = ("flows.evaluate", "--dataset", "hypersim")
     cluster.run_and_kill("evaluate", *stage, cwd=project.folder, nth=1, **runner)
