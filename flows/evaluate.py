@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from flows._spread import chosen_spread
 from flows._stage import dataset_stage_main
 from metricgold.config import DatasetName, ProfileConfig
 from metricgold.workspace import Workspace
@@ -16,8 +17,9 @@ def run(config: ProfileConfig, workspace: Workspace, dataset: DatasetName) -> No
     from metricgold.evaluation import benchmark
     from metricgold.memory import keep_freed_memory
 
+    spread = chosen_spread(f"evaluate@{dataset}", threads=1)
     keep_freed_memory()
-    benchmark.run(config, workspace, dataset)
+    benchmark.run(config, workspace, dataset, spread)
 
 
 if __name__ == "__main__":

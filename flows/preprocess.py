@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from flows._spread import chosen_spread
 from flows._stage import dataset_stage_main
 from metricgold.config import DatasetName, ProfileConfig
 from metricgold.workspace import Workspace
@@ -11,7 +12,8 @@ def run(config: ProfileConfig, workspace: Workspace, dataset: DatasetName) -> No
     """See :func:`metricgold.data.preprocess.run`."""
     from metricgold.data import preprocess
 
-    preprocess.run(config, workspace, dataset)
+    spread = chosen_spread(f"preprocess@{dataset}", config.preprocess.workers)
+    preprocess.run(config, workspace, dataset, spread)
 
 
 if __name__ == "__main__":

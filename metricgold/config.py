@@ -552,6 +552,9 @@ class OrchestrationConfig(_Section):
     a stage that is not named has no time limit, and runs alone beside those that are parallel.
     ``watch_minutes``: how often sources, and the quality, are looked at; None: never.
     ``secrets``: environment variables of the stages, and the Prefect Secret blocks they come from.
+    ``runner``: machines that preprocess and evaluate, as ``flows/_spread.py`` reads it; None: the
+    one that runs the stage. ``shared``: a path or URI that all of them reach. ``piece_mb`` (of
+    archives) and ``piece_frames``: what one of them does at a time, and what is lost with it.
     """
 
     schedule: ScheduleConfig | None = None
@@ -561,6 +564,10 @@ class OrchestrationConfig(_Section):
     watch_minutes: PositiveFloat | None = None
     quality: QualityConfig | None = None
     secrets: dict[str, str] = {}
+    runner: str | None = None
+    shared: str = ".work/spread"
+    piece_mb: PositiveFloat = 250.0
+    piece_frames: PositiveInt = 64
 
 
 class _Params(_Section):

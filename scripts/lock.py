@@ -17,6 +17,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 TARGET = ROOT / "requirements" / "lock.txt"
 INSTALLED_EXTRAS = "pipeline,cpu,rtx,sd2,audit,dev"
+NOT_INSTALLED = ("gpu", "8bit", "ray")
+"""Extras of which only what pyproject.toml pins itself is in the lock."""
 RTX_MARKER = " ; platform_system == 'Linux' and platform_machine == 'x86_64'"
 HEADER = """\
 # Every version, used as constraints: pip install -c requirements/lock.txt -e ".[pipeline,cpu,dev]"
@@ -54,14 +56,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         lines = [pinned(line) for line in resolve(Path(folder))]
     extras = project["optional-dependencies"]
-    named = [line for line in (*extras["gpu"], *extras["8bit"]) if "metricgold[" not in line]
-    gpu = [line.replace(";", " ;", 1) for line in named]
-    body = "\n".join(sorted(lines + gpu, key=str.lower)) + "\n"
+    named = [line for extra in NOT_INSTALLED for line in extras[extra] if "metricgold[" not in line]
+    others = [line.replace(";", " ;", 1) for line in named]
+    body = "\n".join(sorted(lines + others, key=str.lower)) + "\n"
     TARGET.parent.mkdir(exist_ok=True)
     temporary = TARGET.with_suffix(".part")
     temporary.write_text(HEADER + body, encoding="utf-8")
     os.replace(temporary, TARGET)
-    print(f"{TARGET.relative_to(ROOT)}: {len(lines) + len(gpu)} versions", file=sys.stderr)
+    print(f"{TARGET.relative_to(ROOT)}: {len(lines) + len(others)} versions", file=sys.stderr)
 
 
 if __name__ == "__main__":

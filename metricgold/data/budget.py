@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from metricgold.data.dataset import Dataset
 from metricgold.data.files import human_bytes
@@ -61,9 +62,21 @@ def streaming_budget(reader: Dataset, files: Sequence[SourceFile]) -> Budget:
     return Budget(sum(sizes) + shared, 3 * shared + largest + final + packed, final)
 
 
-def grouped(reader: Dataset, files: Sequence[SourceFile]) -> dict[str, list[SourceFile]]:
+class Named(Protocol):
+    """A file of a dataset."""
+
+    @property
+    def path(self) -> str:
+        """As in the dataset's layout."""
+        ...
+
+
+_File = TypeVar("_File", bound=Named)
+
+
+def grouped(reader: Dataset, files: Sequence[_File]) -> dict[str, list[_File]]:
     """The groups of files that are streamed one after the other, in the order of their names."""
-    groups: dict[str, list[SourceFile]] = {}
+    groups: dict[str, list[_File]] = {}
     for file in files:
         name = reader.group_of(file.path)
         if name is not None:

@@ -13,13 +13,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from metricgold import __version__
 from metricgold.config import DatasetConfig, DatasetName, PreprocessConfig, ProfileConfig
 from metricgold.data.dataset import SPLITS, DatasetError, FrameError, FrameRef, Split
 from metricgold.data.registry import get_dataset
 from metricgold.data.sample import Frame
 from metricgold.data.shard_writer import ShardWriter
-from metricgold.data.shards import EncodedFrame, encode_frame
+from metricgold.data.shards import SCHEMA_VERSION, EncodedFrame, encode_frame
 from metricgold.data.statistics import (
     FrameStatistics,
     SplitStatistics,
@@ -28,6 +30,8 @@ from metricgold.data.statistics import (
 )
 from metricgold.progress import progress_bar
 
+HARMLESS = {"weight", "mirrors", "train_size", "streaming", "max_missing_share"}
+"""Settings of a dataset that do not change what becomes of its archives."""
 DAMAGED = "cannot be decoded"
 """Begins the reason of every frame that is damaged; what of it is told after a colon."""
 OTHER_SIZE = f"{DAMAGED}: not of the size of the scene's first frame"
@@ -93,6 +97,26 @@ class Tally:
             self.examples[reason] = [*self.examples.get(reason, []), *keys][:_EXAMPLES]
         self.statistics.merge(other.statistics)
 
+    def record(self) -> dict[str, Any]:
+        """All of it, for JSON; the inverse of :meth:`from_record`."""
+        statistics = {**vars(self.statistics)}
+        statistics["depth_counts"] = self.statistics.depth_counts.tolist()
+        return {**vars(self), "scenes": sorted(self.scenes), "statistics": statistics}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Tally:
+        """The inverse of :meth:`record`."""
+        statistics = dict(record["statistics"])
+        statistics["sizes"] = Counter(statistics["sizes"])
+        statistics["depth_counts"] = np.array(statistics["depth_counts"], np.int64)
+        return cls(
+            record["kept"],
+            set(record["scenes"]),
+            Counter(record["rejected"]),
+            dict(record["examples"]),
+            SplitStatistics(**statistics),
+        )
+
     def report(self) -> dict[str, Any]:
         """The split's part of ``report.json``."""
         return {
@@ -114,10 +138,12 @@ def convert(
     pool: Executor | None,
     hashes: Mapping[str, str],
     show_progress: bool = True,
+    part: tuple[int, int] = (0, 1),
 ) -> dict[Split, Tally]:
     """Write the shards of the archives in ``raw`` into ``folder``; returns what was counted.
 
     ``hashes`` are the SHA-256 of the archives by their paths, for the scenes' provenance.
+    ``part`` (k, n): only the scenes whose first frame is in the k-th (from 0) of n equal shares.
 
     Without a pool everything is done in this process. Memory does not grow with the number of
     frames: only a few jobs are under way.
@@ -125,7 +151,7 @@ def convert(
     Raises:
         DatasetError: an archive is missing, or the frames do not fit the configuration.
     """
-    refs = _index(dataset, raw, config.datasets[dataset])
+    refs = _share(_index(dataset, raw, config.datasets[dataset]), *part)
     tallies: dict[Split, Tally] = {split: Tally() for split in SPLITS}
     sizes: dict[str, tuple[int, ...]] = {}
     provenance = _provenance(config, dataset, refs, hashes)
@@ -150,6 +176,16 @@ def convert(
                 writers[outcome.split].add(outcome.frame)
             bar.update()
     return tallies
+
+
+def settings_that_matter(config: ProfileConfig, dataset: DatasetName) -> list[Any]:
+    """All settings that decide what becomes of archives, for a hash."""
+    return [
+        SCHEMA_VERSION,
+        config.datasets[dataset].model_dump(mode="json", exclude=HARMLESS),
+        config.preprocess.model_dump(mode="json", exclude={"workers"}),
+        config.codec.model_dump(mode="json"),
+    ]
 
 
 def _provenance(
@@ -201,6 +237,14 @@ def _index(dataset: str, raw: Path, settings: DatasetConfig) -> list[FrameRef]:
             f"{dataset}: {error.filename} was not downloaded; check the mirror and run 'download'"
         ) from None
     return sorted(refs, key=lambda ref: (ref.scene, ref.key))
+
+
+def _share(refs: list[FrameRef], number: int, of: int) -> list[FrameRef]:
+    """Of frames in the order of their scenes, whole scenes that begin in one of equal shares."""
+    first: dict[str, int] = {}
+    for position, ref in enumerate(refs):
+        first.setdefault(ref.scene, position)
+    return [ref for ref in refs if first[ref.scene] * of // len(refs) == number]
 
 
 def _jobs(dataset: str, raw: Path, refs: list[FrameRef], config: ProfileConfig) -> Iterator[_Job]:

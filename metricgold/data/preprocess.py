@@ -3,36 +3,62 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from metricgold.config import DatasetConfig, ProfileConfig
 from metricgold.data.conversion import DAMAGED, Tally, convert, worker_pool
 from metricgold.data.dataset import SPLITS, DatasetError, Split
 from metricgold.data.files import fresh_folder, read_json
+from metricgold.data.pieces import convert_spread
 from metricgold.data.registry import get_dataset
 from metricgold.data.streaming import stream
 from metricgold.files import write_json
+from metricgold.places import Place
+from metricgold.spread import Spread
 from metricgold.workspace import Workspace
 
 
-def run(config: ProfileConfig, workspace: Workspace, dataset: str) -> dict[str, Any]:
+def run(
+    config: ProfileConfig,
+    workspace: Workspace,
+    dataset: str,
+    spread: Spread | None = None,
+    source: Place | None = None,
+) -> dict[str, Any]:
     """Write the shards of ``dataset`` and ``report.json``; returns the report.
+
+    Args:
+        spread: machines that convert; none: processes of this one. What comes out is the same.
+        source: what the stage ``download`` left, where it is not in the workspace; needs a
+            ``spread``.
 
     Raises:
         UserError: the download is missing or damaged, too many frames cannot be decoded,
             or no training frame is left.
     """
-    manifest = read_json(workspace.raw(dataset) / "manifest.json", made_by="download")
+    raw = source or Place(str(workspace.raw(dataset)))
+    with (raw / "manifest.json").at_hand() as path:
+        manifest = read_json(path, made_by="download")
     reader = get_dataset(dataset)
     settings = config.datasets[reader.name]
     folder = fresh_folder(workspace.shards(dataset))
     warnings: list[str] = []
     tallies: dict[Split, Tally] = {split: Tally() for split in SPLITS}
     if settings.enabled and manifest["streaming"]:
+        if source is not None:
+            raise DatasetError(
+                f"{source}: streamed, so there are no archives; set datasets.{dataset}.streaming "
+                "to false and run 'download' again"
+            )
+        if spread is not None:
+            print(f"{dataset}: streamed by this machine alone")
         tallies, manifest = stream(config, workspace, reader.name, folder)
+    elif settings.enabled and spread is not None:
+        _check_files(raw, manifest)
+        tallies, warnings = convert_spread(config, reader.name, manifest, raw, folder, spread)
+        print("".join(f"{dataset}: {line}\n" for line in warnings), end="")
     elif settings.enabled:
-        _check_files(workspace.raw(dataset), manifest)
+        _check_files(raw, manifest)
         warnings = reader.findings(workspace.raw(dataset))
         print("".join(f"{dataset}: {line}\n" for line in warnings), end="")
         with worker_pool(config.preprocess.workers) as pool:
@@ -62,11 +88,11 @@ def run(config: ProfileConfig, workspace: Workspace, dataset: str) -> dict[str, 
     return report
 
 
-def _check_files(raw: Path, manifest: Mapping[str, Any]) -> None:
+def _check_files(raw: Place, manifest: Mapping[str, Any]) -> None:
     """Refuse a download of which a file is gone or cut short: its frames would just be lacking."""
     for entry in manifest["files"]:
         path = raw / entry["path"]
-        size = path.stat().st_size if path.is_file() else None
+        size = path.size()
         if size != entry["size"]:
             found = "is gone" if size is None else f"has {size} instead of {entry['size']} bytes"
             raise DatasetError(f"{path}: {found}; run the stage 'download' again")

@@ -79,7 +79,10 @@ def measure(frame: EncodedFrame) -> FrameStatistics:
 
 @dataclass
 class SplitStatistics:
-    """The sum over a split's frames; :meth:`report` is its part of ``report.json``."""
+    """The sum over a split's frames; :meth:`report` is its part of ``report.json``.
+
+    Lists have a number for each frame, in order.
+    """
 
     sizes: Counter[str] = field(default_factory=Counter)
     fov_y_deg: list[float] = field(default_factory=list)
@@ -88,8 +91,8 @@ class SplitStatistics:
     sky_share: list[float] = field(default_factory=list)
     depth_min_m: float = math.inf
     depth_max_m: float = 0.0
-    log_depth_sum: float = 0.0
-    log_depth_squares: float = 0.0
+    log_depth_sum: list[float] = field(default_factory=list)
+    log_depth_squares: list[float] = field(default_factory=list)
     depth_counts: Counts = field(default_factory=lambda: np.zeros(_FINE_BINS, np.int64))
 
     def add(self, frame: FrameStatistics) -> None:
@@ -101,8 +104,8 @@ class SplitStatistics:
         self.sky_share.append(frame.sky_share)
         self.depth_min_m = min(self.depth_min_m, frame.depth_range_m[0])
         self.depth_max_m = max(self.depth_max_m, frame.depth_range_m[1])
-        self.log_depth_sum += frame.log_depth_sum
-        self.log_depth_squares += frame.log_depth_squares
+        self.log_depth_sum.append(frame.log_depth_sum)
+        self.log_depth_squares.append(frame.log_depth_squares)
         self.depth_counts += frame.depth_counts
 
     def merge(self, other: SplitStatistics) -> None:
@@ -136,8 +139,8 @@ class SplitStatistics:
         pixels = int(self.depth_counts.sum())
         if not pixels:
             return {}
-        mean = self.log_depth_sum / pixels
-        variance = max(0.0, self.log_depth_squares / pixels - mean * mean)
+        mean = math.fsum(self.log_depth_sum) / pixels  # the same however frames were merged
+        variance = max(0.0, math.fsum(self.log_depth_squares) / pixels - mean * mean)
         return {
             "pixels": pixels,
             "mean": round(mean, 6),

@@ -20,20 +20,18 @@ from typing import Any
 
 from metricgold.config import DatasetName, ProfileConfig
 from metricgold.data import budget
-from metricgold.data.conversion import Tally, convert, worker_pool
+from metricgold.data.conversion import Tally, convert, settings_that_matter, worker_pool
 from metricgold.data.dataset import SPLITS, Split
 from metricgold.data.download import check_missing, described
 from metricgold.data.fetching import Fetched, Fetcher, Store, link, open_fetcher
 from metricgold.data.registry import get_dataset
 from metricgold.data.shard_writer import SHARD_BYTES, merge_shards
-from metricgold.data.shards import SCHEMA_VERSION, SUFFIX, shard_paths
+from metricgold.data.shards import SUFFIX, shard_paths
 from metricgold.data.source import SourceFile, SourceIndex
 from metricgold.files import replaced_folder, write_json, write_text
 from metricgold.progress import progress_bar
 from metricgold.workspace import Workspace
 
-_HARMLESS = {"weight", "mirrors", "train_size", "streaming", "max_missing_share"}
-"""Settings that do not change what a group becomes."""
 _GROUP = "group.pickle"
 """What is known of a converted group besides its shards; read by nobody but this module."""
 
@@ -218,11 +216,5 @@ def _short(name: str) -> str:
 
 def _fingerprint(config: ProfileConfig, dataset: DatasetName, index: SourceIndex) -> str:
     """Of everything that decides what a group becomes."""
-    parts = (
-        SCHEMA_VERSION,
-        config.datasets[dataset].model_dump(mode="json", exclude=_HARMLESS),
-        config.preprocess.model_dump(mode="json", exclude={"workers"}),
-        config.codec.model_dump(mode="json"),
-        asdict(index),
-    )
+    parts = [*settings_that_matter(config, dataset), asdict(index)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

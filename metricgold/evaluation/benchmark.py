@@ -6,6 +6,8 @@ fitted on training frames. Every figure is the mean over images.
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,12 @@ from metricgold.data.shards import ShardReader, shard_paths
 from metricgold.evaluation import pictures
 from metricgold.evaluation.baselines import ConstantDepths, evenly_spaced, fit_constants
 from metricgold.evaluation.engine import Evaluation, EvaluationError, evaluate
+from metricgold.evaluation.pieces import evaluate_spread
 from metricgold.evaluation.predictors import ConstantPredictor, PipelinePredictor, Predictor
 from metricgold.evaluation.ranges import DEPTH_BINS, EDGE_DISTANCES_PX
 from metricgold.evaluation.skipped import BY_PIXEL, write_skipped
 from metricgold.pipeline import MetricGoldPipeline
+from metricgold.spread import Spread
 from metricgold.workspace import Workspace
 
 CONSTANT_FIT_FRAMES = 200
@@ -102,6 +106,28 @@ def model_predictor(
     )
 
 
+def stage_predictors(
+    config: ProfileConfig,
+    dataset: DatasetName,
+    constants: ConstantDepths,
+    pipeline: MetricGoldPipeline,
+) -> dict[str, Predictor]:
+    """All that stand in the stage's table."""
+    return {
+        MODEL: model_predictor(pipeline, config, dataset),
+        "unknown_fov": model_predictor(pipeline, config, dataset, use_fov=False),
+        "constant": ConstantPredictor(constants.best_abs_rel_m),
+        "constant_median": ConstantPredictor(constants.median_m),
+    }
+
+
+def open_predictors(
+    config: ProfileConfig, dataset: DatasetName, constants: ConstantDepths, model: Path
+) -> dict[str, Predictor]:
+    """The same, from the folder of a checkpoint."""
+    return stage_predictors(config, dataset, constants, load_pipeline(model))
+
+
 def _write_frames(
     workspace: Workspace,
     dataset: str,
@@ -142,8 +168,15 @@ def _write_by_pixel(workspace: Workspace, dataset: str, found: Evaluation) -> No
         files.write_csv(path, BY_PIXEL[kind], rows)
 
 
-def run(config: ProfileConfig, workspace: Workspace, dataset: DatasetName) -> None:
+def run(
+    config: ProfileConfig,
+    workspace: Workspace,
+    dataset: DatasetName,
+    spread: Spread | None = None,
+) -> None:
     """Evaluate ``workspace.model`` on the holdout shards of ``dataset``.
+
+    ``spread`` names machines that predict and measure; none: this one. The figures are the same.
 
     Writes ``metrics/evaluate_<ds>.json`` (flat, 5 digits, deterministic),
     ``plots/evaluate_<ds>_by_{depth,edge}.csv`` (errors by kind of pixel) and, in
@@ -162,14 +195,21 @@ def run(config: ProfileConfig, workspace: Workspace, dataset: DatasetName) -> No
     train, holdout = (open_split(workspace, dataset, split) for split in ("train", "holdout"))
     fit_on = evenly_spaced(len(train), CONSTANT_FIT_FRAMES)
     constants = fit_constants((train[i] for i in fit_on), limits)
-    predictors: dict[str, Predictor] = {
-        MODEL: model_predictor(pipeline, config, dataset),
-        "unknown_fov": model_predictor(pipeline, config, dataset, use_fov=False),
-        "constant": ConstantPredictor(constants.best_abs_rel_m),
-        "constant_median": ConstantPredictor(constants.median_m),
-    }
+    predictors = stage_predictors(config, dataset, constants, pipeline)
     chosen = evenly_spaced(len(holdout), config.evaluate.max_frames)
-    found = evaluate(holdout, chosen, predictors, limits)
+    if spread is None:
+        found = evaluate(holdout, chosen, predictors, limits)
+    else:
+        found = evaluate_spread(
+            shard_paths(workspace.shards(dataset), "holdout"),
+            chosen,
+            workspace.model,
+            partial(open_predictors, config, dataset, constants),
+            predictors,
+            limits,
+            spread,
+            [dataset, config.model_dump(mode="json"), asdict(constants)],
+        )
     count = config.evaluate.pictures
     _write_frames(workspace, dataset, found, holdout, predictors[MODEL], limits, count)
     _write_by_pixel(workspace, dataset, found)

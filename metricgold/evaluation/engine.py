@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 from array import array
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,7 @@ BATCH_PIXELS = 2**18
 MAX_BATCH = 16
 READ_AHEAD = 4
 TEMPORAL = "temporal_error"
+_Item = TypeVar("_Item")
 
 
 class EvaluationError(UserError):
@@ -114,6 +116,16 @@ class Evaluation:
         return bootstrap_interval(values[known].tolist(), scenes, seed=seed)
 
 
+@dataclass(frozen=True)
+class FrameScores:
+    """What every model, by name, got for one frame."""
+
+    index: int
+    key: str
+    scene: str
+    scores: dict[str, Score]
+
+
 def evaluate(
     frames: Sequence[Frame],
     chosen: Sequence[int],
@@ -135,27 +147,66 @@ def evaluate(
     Raises:
         EvaluationError: an estimate is not what it should be, or no frame has a true depth.
     """
+    scored = score_frames(
+        frames, chosen, predictors, depth_range_m, sequences=sequences, workers=workers
+    )
+    return gathered(scored, predictors, len(chosen), depth_range_m)
+
+
+def gathered(
+    scored: Iterable[FrameScores],
+    predictors: Mapping[str, Predictor],
+    asked: int,
+    depth_range_m: tuple[float, float],
+) -> Evaluation:
+    """What was found of frames, in order; ``asked`` is how many there were.
+
+    Raises:
+        EvaluationError: no frame has a true depth.
+    """
     found = Evaluation({name: Scores(p.invariance) for name, p in predictors.items()})
+    for frame in scored:
+        found.indices.append(frame.index)
+        found.keys.append(frame.key)
+        found.scenes.append(frame.scene)
+        for name, one in frame.scores.items():
+            found.scores[name].add(one)
+    if not found.keys:
+        low, high = depth_range_m
+        raise EvaluationError(
+            f"none of the {asked} frames has a true depth between {low:g} and {high:g} m"
+        )
+    return found
+
+
+def score_frames(
+    frames: Sequence[Frame],
+    chosen: Sequence[int],
+    predictors: Mapping[str, Predictor],
+    depth_range_m: tuple[float, float],
+    *,
+    sequences: bool = False,
+    workers: int | None = None,
+    show_progress: bool = True,
+) -> Iterator[FrameScores]:
+    """Of each frame with a true depth, in order, as :func:`evaluate` does it."""
     workers = workers or os.cpu_count() or 1
     pending: deque[tuple[int, Frame, Future[dict[str, Score] | None]]] = deque()
 
-    def collect(most: int) -> None:
+    def finished(most: int) -> Iterator[FrameScores]:
         while len(pending) > most:
             index, frame, future = pending.popleft()
             bar.update()
-            if (scores := future.result()) is None:
-                continue
-            found.indices.append(index)
-            found.keys.append(frame.key)
-            found.scenes.append(frame.scene)
-            for name, one in scores.items():
-                found.scores[name].add(one)
+            if (scores := future.result()) is not None:
+                yield FrameScores(index, frame.key, frame.scene, scores)
 
     previous: _Measured | None = None
     with (
         ThreadPoolExecutor(1, "read") as reader,
         ThreadPoolExecutor(workers, "measure") as pool,
-        progress_bar(description="evaluate", total=len(chosen), unit="frame") as bar,
+        progress_bar(
+            description="evaluate", total=len(chosen), unit="frame", disable=not show_progress
+        ) as bar,
     ):
         try:
             for batch in batches(_read_ahead(frames, chosen, reader)):
@@ -167,30 +218,33 @@ def evaluate(
                     future = pool.submit(_measure, measured, before, predictors, depth_range_m)
                     pending.append((index, frame, future))
                     previous = measured
-                    collect(2 * workers)
-            collect(0)
+                    yield from finished(2 * workers)
+            yield from finished(0)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    if not found.keys:
-        low, high = depth_range_m
-        raise EvaluationError(
-            f"none of the {len(chosen)} frames has a true depth between {low:g} and {high:g} m"
-        )
-    return found
 
 
 def batches(frames: Iterator[tuple[int, Frame]]) -> Iterator[list[tuple[int, Frame]]]:
     """Consecutive (index, frame) of equal size together, bounded in pixels and in number."""
-    batch: list[tuple[int, Frame]] = []
-    for index, frame in frames:
+    return of_one_size(frames, lambda numbered: numbered[1].depth.shape)
+
+
+def of_one_size(
+    items: Iterable[_Item], size_of: Callable[[_Item], tuple[int, ...]]
+) -> Iterator[list[_Item]]:
+    """The batches of whatever has a size [H, W]."""
+    batch: list[_Item] = []
+    shape: tuple[int, ...] = ()
+    for item in items:
+        size = size_of(item)
         if batch:
-            shape = batch[0][1].depth.shape
             most = max(1, min(MAX_BATCH, BATCH_PIXELS // (shape[0] * shape[1])))
-            if len(batch) >= most or frame.depth.shape != shape:
+            if len(batch) >= most or size != shape:
                 yield batch
                 batch = []
-        batch.append((index, frame))
+        batch.append(item)
+        shape = size
     if batch:
         yield batch
 
