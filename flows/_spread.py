@@ -72,7 +72,7 @@ def mapper(runner: str, stage: str, threads: int) -> Map:
 def _task_runner(runner: str, kind: str | None, address: str | None, threads: int) -> Any:
     try:
         if kind == "dask":
-            from prefect_dask import DaskTaskRunner
+            from prefect_dask.task_runners import DaskTaskRunner
 
             if address:
                 return DaskTaskRunner(address=f"tcp://{address}")
@@ -134,7 +134,7 @@ class _Tasks:
         from prefect.cache_policies import NO_CACHE
         from prefect.utilities.annotations import quote
 
-        work = task(
+        work: Any = task(
             name="piece",
             task_run_name="{name}",
             cache_policy=NO_CACHE,

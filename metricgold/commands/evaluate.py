@@ -151,6 +151,7 @@ def _range(data: Path, near: float | None, far: float | None) -> tuple[float, fl
 def _table(found: Comparison) -> list[str]:
     """The figures one looks for first, a line each model."""
     means = {label: found.evaluation.scores[label].means() for label in found.labels}
+    columns: tuple[tuple[str, str], ...]
     columns = (("AbsRel", "abs_rel"), ("delta1", "delta1"), ("scale ratio", "scale_ratio"),
                ("boundary F1", "boundary_f1"), ("affine AbsRel", "affine_abs_rel"),
                ("disparity AbsRel", "affine_disparity_abs_rel"), ("nAUSE", "nause"),
