@@ -17,6 +17,7 @@ from export.driver import cuda_driver_problem
 from export.manifest import BackendUnavailableError, ExportError, GraphFile, MemoryShortError
 from export.ort_options import OrtOptions
 from export.specs import GRAPHS
+from metricgold.errors import UserError
 from metricgold.files import replaced_folder
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -219,7 +220,9 @@ def _import_onnxruntime() -> Any:
 def _cache_written(folder: Path) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
+    except ExportError:
+        raise
+    except (OSError, UserError) as error:
         raise ExportError(
             f"{folder.parent}: the optimised graph cannot be kept here ({_flat(error)}); "
             "name another folder with --cache, or none"

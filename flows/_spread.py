@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from typing import Any
 from uuid import UUID
 
@@ -132,7 +133,6 @@ class _Tasks:
         """See :class:`metricgold.spread.Map`."""
         from prefect import flow, task
         from prefect.cache_policies import NO_CACHE
-        from prefect.utilities.annotations import quote
 
         work: Any = task(
             name="piece",
@@ -142,35 +142,58 @@ class _Tasks:
             log_prints=True,
         )(_call)
 
-        def spread() -> None:
+        def body() -> None:
             """Submit all pieces, and take their results in order."""
             futures = [
-                work.submit(quote(function), quote(item), getattr(item, "name", str(number)))
+                work.submit(_Work(function, item), getattr(item, "name", str(number)))
                 for number, item in enumerate(items)
             ]
             for future in futures:
                 take(future.result())
 
-        _run(flow(name="spread", persist_result=False, task_runner=self._task_runner())(spread),
-             self._stage)  # fmt: skip
+        token = _body.set(body)
+        try:
+            runner = self._task_runner()
+            _run(flow(name="spread", persist_result=False, task_runner=runner)(spread), self._stage)
+        finally:
+            _body.reset(token)
 
 
-def _call(function: Callable[[Any], Any], item: Any, name: str) -> Any:
-    return function(item)
+_body: ContextVar[Callable[[], None]] = ContextVar("body")
 
 
-def _run(spread: Any, stage: str) -> None:
+def spread() -> None:
+    """What the flow does. Prefect sends the flow to every machine, so it must hold nothing itself:
+    its work lies beside it."""
+    _body.get()()
+
+
+class _Work:
+    """A call that neither Prefect nor Dask looks into: both take tuples and dataclasses apart."""
+
+    def __init__(self, function: Callable[[Any], Any], item: Any) -> None:
+        self._function, self._item = function, item
+
+    def __call__(self) -> Any:
+        return self._function(self._item)
+
+
+def _call(work: _Work, name: str) -> Any:
+    return work()
+
+
+def _run(made: Any, stage: str) -> None:
     """Run a flow as a child of the flow run that there is, or of the task run that shows us."""
     from prefect.client.orchestration import get_client
     from prefect.context import FlowRunContext
     from prefect.flow_engine import run_flow
 
     if FlowRunContext.get() is not None:
-        spread.with_options(flow_run_name=f"{stage} spread")()
+        made.with_options(flow_run_name=f"{stage} spread")()
         return
     parent = os.environ.get(PARENT_TASK_RUN)
     with get_client(sync_client=True) as client:
         flow_run = client.create_flow_run(
-            spread, name=f"{stage} spread", parent_task_run_id=UUID(parent) if parent else None
+            made, name=f"{stage} spread", parent_task_run_id=UUID(parent) if parent else None
         )
-    run_flow(spread, flow_run=flow_run, parameters={})
+    run_flow(made, flow_run=flow_run, parameters={})

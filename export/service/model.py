@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from export.backends import Arrays, Backend
 from export.manifest import read_manifest
 from export.ort_options import OrtOptions
 from export.quantised import measured
+from export.resident import resident
 from export.runtime import DepthResult, DepthSession, InferenceError, open_session
 from export.service.batching import Abandoned
 from export.service.limits import BATCH_MEGAPIXELS, MAX_RESOLUTION, Limits
@@ -58,16 +60,37 @@ class _Stoppable:
     """A back-end that stops before the next graph once what it computes is abandoned."""
 
     def __init__(self, backend: Backend) -> None:
-        self._backend = backend
+        self._backend, self._values = backend, resident(backend)
         self.name = backend.name
         self.max_batch = backend.max_batch
         self.abandoned: Abandoned = lambda: False
 
     def run(self, component: str, inputs: Arrays) -> NDArray[np.float32]:
         """Output of a graph."""
+        self._go_on(component)
+        return self._backend.run(component, inputs)
+
+    def run_resident(self, component: str, inputs: Mapping[str, Any]) -> Any:
+        """The same where the back-end keeps values, see :mod:`export.resident`."""
+        self._go_on(component)
+        return self._values.run_resident(component, inputs)
+
+    def combine(self, latent: Any, velocity: Any, of_latent: float, of_velocity: float) -> Any:
+        """The back-end's own."""
+        return self._values.combine(latent, velocity, of_latent, of_velocity)
+
+    def to_host(self, value: Any) -> NDArray[np.float32]:
+        """The back-end's own."""
+        return self._values.to_host(value)
+
+    def close(self) -> None:
+        """Hand back graphs and their memory."""
+        if hasattr(self._backend, "close"):
+            self._backend.close()
+
+    def _go_on(self, component: str) -> None:
         if self.abandoned():
             raise AbandonedError(component)
-        return self._backend.run(component, inputs)
 
 
 class Model:
@@ -129,8 +152,8 @@ class Model:
         static = self.manifest.static_size
         height, width = static or (WARM_UP_SIDE * 3 // 4, WARM_UP_SIDE)
         session.infer(np.full((height, width, 3), 127, np.uint8))
-        self._stoppable = session.backend = _Stoppable(session.backend)
-        self._session = session
+        self._stoppable = _Stoppable(session.backend)
+        self._session = DepthSession(session.manifest, self._stoppable, session.fused)
 
     def batch_key(self, rgb: NDArray[np.uint8], options: Options) -> tuple[object, ...]:
         """Requests with equal keys may go through the networks together.

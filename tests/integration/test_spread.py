@@ -10,17 +10,17 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx
 import pytest
 import yaml
 
 from flows._stage import server_answers
-from metricgold.config import ProceduralConfig, ProfileConfig
+from metricgold.config import DATASET_NAMES, ProceduralConfig, ProfileConfig
 from metricgold.data import download, preprocess, source
 from metricgold.workspace import Workspace
 from tests.integration.service import command, environment, free_port, run, wait_for
@@ -34,6 +34,11 @@ KEYS = {
     "AWS_SECRET_ACCESS_KEY": "secret",
     "AWS_DEFAULT_REGION": "us-east-1",
 }
+SIGNED = (
+    "AWS4-HMAC-SHA256 Credential=somebody/20260101/us-east-1/s3/aws4_request, "
+    "SignedHeaders=host, Signature=0"
+)
+"""What moto asks of readers; it does not check the signature."""
 BRIDGE, SUBNET = "mgtest0", "10.203.77"
 
 
@@ -80,12 +85,10 @@ def evaluated(workspace: Workspace) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory, tiny_data_config: ProfileConfig) -> Project:
     folder = tmp_path_factory.mktemp("project")
-    scenes = ProceduralConfig(train_scenes=6, holdout_scenes=8, frames_per_scene=6, size=(24, 32))
+    scenes = ProceduralConfig(train_scenes=4, holdout_scenes=20, frames_per_scene=6, size=(24, 32))
     hypersim = tiny_data_config.datasets["hypersim"].model_copy(update={"procedural": scenes})
-    others = {
-        name: settings.model_copy(update={"weight": 0.0, "procedural": None, "crop": None})
-        for name, settings in tiny_data_config.datasets.items()
-    }
+    nothing = hypersim.model_copy(update={"weight": 0.0, "procedural": None})
+    others = dict.fromkeys(DATASET_NAMES, nothing)
     evaluate = tiny_data_config.evaluate.model_copy(update={"pictures": 2})
     config = tiny_data_config.model_copy(
         update={"datasets": {**others, "hypersim": hypersim}, "evaluate": evaluate}
@@ -105,21 +108,24 @@ def project(tmp_path_factory: pytest.TempPathFactory, tiny_data_config: ProfileC
     return Project(folder, config, hashes(workspace.shards("hypersim")), evaluated(workspace))
 
 
-class Cluster:
-    """A Prefect server, a Dask scheduler and workers, each a process, on ``host``."""
+class Processes:
+    """Processes that end with it; their logs lie in ``folder``."""
 
-    def __init__(self, folder: Path, host: str = "127.0.0.1") -> None:
-        self.folder, self.host = folder, host
-        self.log = folder / "pieces.log"
-        self.log.touch()
-        self._processes = ExitStack()
-        self.scheduler = f"{host}:{free_port()}"
-        self.api_url = f"http://{host}:{free_port()}/api"
-        self.env = environment(SPREAD_LOG=str(self.log), PREFECT_API_URL=self.api_url)
-        self.workers: list[subprocess.Popen[bytes]] = []
+    def __init__(self, folder: Path, env: dict[str, str]) -> None:
+        self.folder, self.env = folder, env
+        self._started = ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._started.close()
+
+    def text(self, name: str) -> str:
+        return (self.folder / f"{name}.log").read_text(encoding="utf-8", errors="replace")
 
     def start(self, *arguments: str, name: str, **env: str) -> subprocess.Popen[bytes]:
-        """A process that ends with the cluster."""
+        """A process, with a log called ``name``."""
         with (self.folder / f"{name}.log").open("wb") as log:
             process = subprocess.Popen(
                 arguments,
@@ -129,18 +135,31 @@ class Cluster:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self._processes.callback(self._end, process)
+        self._started.callback(self.kill, process)
         return process
 
     @staticmethod
-    def _end(process: subprocess.Popen[bytes]) -> None:
+    def kill(process: subprocess.Popen[bytes]) -> None:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
-    def __enter__(self) -> Cluster:
+
+class Cluster(Processes):
+    """A Prefect server, a Dask scheduler and workers, on ``host``."""
+
+    def __init__(self, folder: Path, host: str = "127.0.0.1") -> None:
+        self.host, self.log = host, folder / "pieces.log"
+        self.log.touch()
+        self.scheduler = f"{host}:{free_port()}"
+        self.api_url = f"http://{host}:{free_port()}/api"
+        env = environment(SPREAD_LOG=str(self.log), PREFECT_API_URL=self.api_url)
+        super().__init__(folder, env)
+        self.workers: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> Self:
         with ExitStack() as undo:
-            undo.push(self._processes)
+            undo.push(self._started)
             port = self.api_url.rpartition(":")[2].partition("/")[0]
             self.start(
                 *(sys.executable, "-m", "prefect", "server", "start"),
@@ -157,12 +176,6 @@ class Cluster:
             wait_for(lambda: server_answers(self.api_url), 120, self.text("prefect"))
             undo.pop_all()
         return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._processes.close()
-
-    def text(self, name: str) -> str:
-        return (self.folder / f"{name}.log").read_text(encoding="utf-8", errors="replace")
 
     def add_worker(self, *prefix: str, host: str = "", **env: str) -> subprocess.Popen[bytes]:
         """A worker of one thread, up and registered."""
@@ -221,7 +234,7 @@ class Cluster:
                 120,
                 "the worker that shall die is at its piece",
             )
-            self._end(self.workers.pop())
+            self.kill(self.workers.pop())
             printed, _ = driver.communicate(timeout=150)
         finally:
             driver.kill()
@@ -252,7 +265,7 @@ def test_a_lost_worker_costs_its_own_piece_and_nothing_else(
     runner = {"METRICGOLD_RUNNER": f"dask://{cluster.scheduler}"}
     stage = ("flows.preprocess", "--dataset", "hypersim")
     cluster.run_and_kill("preprocess", *stage, cwd=project.folder, **runner)
-    assert len(set(cluster.noted("recorded", "preprocess"))) == 14
+    assert len(set(cluster.noted("recorded", "preprocess"))) == 24
     assert project.made() == project.shards
     assert cluster.shown("preprocess@hypersim spread") == sorted(
         (piece, "COMPLETED") for piece in set(cluster.noted("recorded", "preprocess"))
@@ -272,44 +285,51 @@ def test_a_lost_worker_costs_its_own_piece_and_nothing_else(
 
 
 class Bucket:
-    """A bucket of moto's S3 server."""
+    """A bucket of moto's S3 server; ``env`` lets others use it."""
 
-    def __init__(self, address: str) -> None:
-        self.address = address
-        httpx.put(f"{address}/data").raise_for_status()
+    def __init__(self, address: str, client: httpx.Client) -> None:
+        self.env = {**KEYS, "AWS_ENDPOINT_URL": address}
+        self._client = client
+        self._client.put("/data").raise_for_status()
 
     def put_folder(self, folder: Path, prefix: str) -> None:
         for path in (p for p in folder.rglob("*") if p.is_file()):
             name = path.relative_to(folder).as_posix()
-            httpx.put(f"{self.address}/data/{prefix}/{name}", content=path.read_bytes())
+            answer = self._client.put(f"/data/{prefix}/{name}", content=path.read_bytes())
+            answer.raise_for_status()
 
     def keys(self) -> list[str]:
-        listed = httpx.get(f"{self.address}/data", params={"list-type": "2"}).text
+        listed = self._client.get("/data", params={"list-type": "2"}).raise_for_status().text
         return [part.partition("</Key>")[0] for part in listed.split("<Key>")[1:]]
 
     def hashes(self, prefix: str) -> dict[str, str]:
         return {
             key.removeprefix(f"{prefix}/"): hashlib.sha256(
-                httpx.get(f"{self.address}/data/{key}").content
+                self._client.get(f"/data/{key}").raise_for_status().content
             ).hexdigest()
             for key in self.keys()
             if key.startswith(f"{prefix}/")
         }
 
 
-def served_bucket(cluster: Cluster) -> Bucket:
-    """A bucket of a server that ends with the cluster."""
+@contextmanager
+def served_bucket(processes: Processes, project: Project, host: str) -> Iterator[Bucket]:
+    """A bucket with the project's archives and checkpoint, of a server on ``host``."""
     port = free_port()
-    address = f"http://{cluster.host}:{port}"
-    cluster.start(command("moto_server"), "-H", cluster.host, "-p", str(port), name="moto")
+    address = f"http://{host}:{port}"
+    processes.start(command("moto_server"), "-H", host, "-p", str(port), name="moto")
 
     def up() -> bool:
         with suppress(httpx.TransportError):
             return httpx.get(address).is_success
         return False
 
-    wait_for(up, 60, f"moto's server\n{cluster.text('moto')}")
-    return Bucket(address)
+    wait_for(up, 60, "moto's server is up")
+    with httpx.Client(base_url=address, headers={"Authorization": SIGNED}, timeout=30) as client:
+        bucket = Bucket(address, client)
+        bucket.put_folder(project.workspace.raw("hypersim"), "raw")
+        bucket.put_folder(project.workspace.model, "model")
+        yield bucket
 
 
 def s3_command(command: str) -> tuple[str, ...]:
@@ -321,11 +341,6 @@ def s3_command(command: str) -> tuple[str, ...]:
     target = {"preprocess": "s3://data/shards", "evaluate": "s3://data/figures"}
     options = (*sources[command], "--target", target[command])
     return ("flows.spread", command, "--dataset", "hypersim", *options)
-
-
-def fill(bucket: Bucket, project: Project) -> None:
-    bucket.put_folder(project.workspace.raw("hypersim"), "raw")
-    bucket.put_folder(project.workspace.model, "model")
 
 
 def check_bucket(bucket: Bucket, project: Project) -> None:
@@ -343,15 +358,14 @@ def check_bucket(bucket: Bucket, project: Project) -> None:
 def test_threads_from_bucket_to_bucket(project: Project, tmp_path: Path) -> None:
     pytest.importorskip("s3fs")
     pytest.importorskip("moto")
-    cluster = Cluster(tmp_path)  # of which only the bucket is started: threads need no server
-    try:
-        bucket = served_bucket(cluster)
-        fill(bucket, project)
-        env = environment(**KEYS, AWS_ENDPOINT_URL=bucket.address)
+    with (
+        Processes(tmp_path, environment()) as processes,
+        served_bucket(processes, project, "127.0.0.1") as bucket,
+    ):
+        env = environment(**bucket.env)
 
-        def spread(command: str, *more: str) -> str:
-            arguments = (*s3_command(command), *more)
-            return run(sys.executable, "-m", *arguments, cwd=project.folder, env=env)
+        def spread(name: str) -> str:
+            return run(sys.executable, "-m", *s3_command(name), cwd=project.folder, env=env)
 
         assert "up to date" not in spread("preprocess") + spread("evaluate")
         check_bucket(bucket, project)
@@ -369,8 +383,6 @@ def test_threads_from_bucket_to_bucket(project: Project, tmp_path: Path) -> None
         assert refused.returncode == 1
         (line,) = refused.stderr.strip().splitlines()
         assert line.startswith("error: s3://data/raw/manifest.json: cannot be read: ")
-    finally:
-        cluster.__exit__()
 
 
 @pytest.fixture
@@ -413,23 +425,18 @@ def test_two_hosts_and_a_bucket_one_host_lost(
 ) -> None:
     for package in ("prefect_dask", "s3fs", "moto"):
         pytest.importorskip(package)
-    with Cluster(tmp_path, f"{SUBNET}.1") as cluster:
-        bucket = served_bucket(cluster)
-        fill(bucket, project)
-        keys = {**KEYS, "AWS_ENDPOINT_URL": bucket.address}
-
-        def join(number: int) -> None:
-            prefix = ("ip", "netns", "exec", namespaces[number])
-            cluster.add_worker(*prefix, host=f"{SUBNET}.{number + 2}", **keys)
-
-        join(0)
-        join(1)
+    with (
+        Cluster(tmp_path, f"{SUBNET}.1") as cluster,
+        served_bucket(cluster, project, cluster.host) as bucket,
+    ):
+        for number, name in enumerate(namespaces):
+            prefix = ("ip", "netns", "exec", name)
+            cluster.add_worker(*prefix, host=f"{SUBNET}.{number + 2}", **bucket.env)
         runner = ("--runner", f"dask://{cluster.scheduler}")
-        arguments = (*s3_command("preprocess"), *runner)
-        cluster.run_and_kill("preprocess", *arguments, cwd=project.folder, **keys)
-        join(1)
-        arguments = (*s3_command("evaluate"), *runner)
-        run(sys.executable, "-m", *arguments, cwd=project.folder, env={**cluster.env, **keys})
+        command_line = (*s3_command("preprocess"), *runner)
+        cluster.run_and_kill("preprocess", *command_line, cwd=project.folder, **bucket.env)
+        command_line = (sys.executable, "-m", *s3_command("evaluate"), *runner)
+        run(*command_line, cwd=project.folder, env={**cluster.env, **bucket.env})
         assert cluster.noted("recorded", "evaluate") == ["00000"], "a piece a shard"
         check_bucket(bucket, project)
 
