@@ -65,8 +65,9 @@ def _left(known: dict[str, dict[str, Any]]) -> list[tuple[str, int]]:
 
 
 def _is_dvc(pid: int) -> bool:
-    """Whether a process runs whose command line names dvc."""
+    """Whether a process runs that is DVC, or our server of it."""
     try:
-        return any("dvc" in word for word in psutil.Process(pid).cmdline())
+        words = psutil.Process(pid).cmdline()
+        return any(Path(word).name in ("dvc", "flows._dvc_server") for word in words)
     except (psutil.NoSuchProcess, psutil.AccessDenied):
         return psutil.pid_exists(pid)

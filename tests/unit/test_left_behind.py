@@ -20,8 +20,9 @@ from flows._locks import free_left_locks
 
 @pytest.fixture
 def sleeper() -> Iterator[int]:
-    """A process that is no DVC."""
-    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    """A process that is no DVC, though it speaks of it."""
+    code = "import time; time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", code, "two dvc repro", "dvc.yaml"])
     yield process.pid
     process.kill()
     process.wait()
