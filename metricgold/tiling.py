@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import uniform_filter
 
 from metricgold import geometry
 from metricgold.pictures_in import PictureInput, as_pictures, cameras_of
@@ -109,12 +109,22 @@ def blend(whole: Depth, tiles: Sequence[Depth], grid: TileGrid) -> Depth:
     for number, (tile, part) in enumerate(zip(tiles, grid.parts, strict=True)):
         row, column = divmod(number, len(grid.columns))
         fine = np.log(tile.astype(np.float64))
-        blur = [COARSE * height, COARSE * width]
-        fine += gaussian_filter(log_whole[part] - fine, blur, mode="nearest")
+        fine += blurred(log_whole[part] - fine, (COARSE * height, COARSE * width))
         weight = np.outer(feather(height, grid.rows, row), feather(width, grid.columns, column))
         total[part] += weight * fine
         weights[part] += weight
     return np.exp(total / weights).astype(np.float32)
+
+
+def blurred(values: NDArray[np.float64], deviations: tuple[float, float]) -> NDArray[np.float64]:
+    """[H, W] blurred with these standard deviations in pixels along its axes.
+
+    By three boxes: nearly a Gaussian, at a cost that does not grow with the deviations.
+    """
+    width = [2 * round((math.sqrt(4 * d * d + 1) - 1) / 2) + 1 for d in deviations]
+    for _ in range(3):
+        values = uniform_filter(values, width, mode="nearest")
+    return values
 
 
 TILE_OVERLAP = 0.25

@@ -12,7 +12,15 @@ from toy import toy_model
 
 from metricgold.evaluation.predictors import PipelinePredictor
 from metricgold.geometry import intrinsics_from_fov
-from metricgold.tiling import TileGrid, blend, feather, predict_tiled, seam_error, tile_starts
+from metricgold.tiling import (
+    TileGrid,
+    blend,
+    blurred,
+    feather,
+    predict_tiled,
+    seam_error,
+    tile_starts,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -65,6 +73,20 @@ def test_tiles_of_another_scale_leave_no_seam(wrong: str) -> None:
     assert seam_error(naive / weights, grid) > 5
     assert seam_error(found, grid) < 1.2
     assert np.median(np.abs(found / truth - 1)) < 0.02
+
+
+@pytest.mark.parametrize("deviation", [6.0, 9.5, 30.0])
+def test_the_blur_is_nearly_a_gaussian(deviation: float) -> None:
+    point = np.zeros((401, 401))
+    point[200, 200] = 1.0
+    found = blurred(point, (deviation, 2 * deviation))
+    assert found.sum() == pytest.approx(1.0)
+    for axis, expected in ((0, deviation), (1, 2 * deviation)):
+        along, away = found.sum(axis=1 - axis), np.arange(401) - 200.0
+        assert (along * away**2).sum() ** 0.5 == pytest.approx(expected, rel=0.1)
+        gauss = np.exp(-((away / expected) ** 2) / 2) / (expected * np.sqrt(2 * np.pi))
+        assert np.abs(along - gauss).sum() < 0.15  # of two that share nothing it is 2
+    np.testing.assert_allclose(blurred(np.full((5, 7), 3.0), (1.0, 2.0)), 3.0)
 
 
 def test_detail_comes_from_the_tiles() -> None:
