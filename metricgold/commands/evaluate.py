@@ -152,9 +152,9 @@ def _table(found: Comparison) -> list[str]:
     """The figures one looks for first, a line each model."""
     means = {label: found.evaluation.scores[label].means() for label in found.labels}
     known = (("AbsRel", "abs_rel"), ("delta1", "delta1"), ("scale ratio", "scale_ratio"),
-               ("boundary F1", "boundary_f1"), ("affine AbsRel", "affine_abs_rel"),
-               ("disparity AbsRel", "affine_disparity_abs_rel"), ("nAUSE", "nause"),
-               ("frame to frame", "temporal_error"))  # fmt: skip
+             ("boundary F1", "boundary_f1"), ("affine AbsRel", "affine_abs_rel"),
+             ("disparity AbsRel", "affine_disparity_abs_rel"), ("nAUSE", "nause"),
+             ("frame to frame", "temporal_error"))  # fmt: skip
     columns = tuple(c for c in known if any(c[1] in each for each in means.values()))
     width = max(len(label) for label in ("", *found.labels))
     lines = [" " * width + "".join(f"  {title:>16}" for title, _ in columns)]

@@ -222,7 +222,13 @@ def _settings(backends: Sequence[Backend], steps: int) -> list[Any]:
         )
         choices = sorted({*STEPS})
         start = steps if steps in choices else choices[-1]
-        number = gr.Radio(choices, value=start, label="Steps", elem_id="steps")
+        number = gr.Radio(
+            choices,
+            value=start,
+            label="Steps",
+            info=f"The model was trained for {'one step' if steps == 1 else f'{steps} steps'}.",
+            elem_id="steps",
+        )
         ensemble = gr.Slider(
             1,
             MOST_MEMBERS,

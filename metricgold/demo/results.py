@@ -194,6 +194,10 @@ def measured(prediction: Prediction, points: Sequence[Point]) -> list[str]:
     if len(points) == 2:
         assumed = "" if prediction.fov_deg is not None else ", with the assumed field of view"
         metres = distance_m(prediction, points[0], points[1])
+        valid = prediction.valid_mask
+        far = [f for f, (x, y) in zip("AB", points, strict=True) if not valid[y, x]]
+        if far:
+            assumed += f", if {' and '.join(far)} {'is' if len(far) == 1 else 'are'} no farther"
         lines.append(f"Distance from A to B: {metres:.2f} m in a straight line{assumed}")
     return lines
 

@@ -12,6 +12,9 @@ from html import escape
 
 WIDTH, HEIGHT = 460, 250
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 14, 40
+LEGEND_ROW = 16
+COLOURS = 10
+"""How many the page's style sheet has; more series begin anew."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,11 @@ def _frame(
     legend: Sequence[tuple[str, int]],
     y_label: str = "",
 ) -> str:
-    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">']
+    names = _legend(legend)
+    more = LEGEND_ROW * (len(names) - 1)
+    parts = [
+        f'<svg viewBox="0 {-more} {WIDTH} {HEIGHT + more}" role="img" aria-label="{escape(title)}">'
+    ]
     for y, text in y_ticks:
         parts.append(
             f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
@@ -94,16 +101,29 @@ def _frame(
     if y_label:
         parts.append(f'<text x="4" y="{TOP + 8}">{escape(y_label)}</text>')
     parts.append(body)
+    for row, named in enumerate(names):
+        y = TOP - more + LEGEND_ROW * row
+        for x, name, colour in named:
+            parts.append(
+                f'<text x="{x:.1f}" y="{y + 8}">{escape(name)}</text>'
+                f'<rect x="{x - 14:.1f}" y="{y}" width="9" height="9" rx="2" '
+                f'fill="var(--series-{colour})"/>'
+            )
+    return "".join(parts) + "</svg>"
+
+
+def _legend(legend: Sequence[tuple[str, int]]) -> list[list[tuple[float, str, int]]]:
+    """Rows of (x, name, colour), aligned to the right, as many as the names need; one at least."""
+    rows: list[list[tuple[float, str, int]]] = [[]]
     x = WIDTH - RIGHT - 6.0
     for name, colour in reversed(legend):
         x -= 7.6 * len(name)
-        parts.append(
-            f'<text x="{x:.1f}" y="{TOP + 8}">{escape(name)}</text>'
-            f'<rect x="{x - 14:.1f}" y="{TOP}" width="9" height="9" rx="2" '
-            f'fill="var(--series-{colour})"/>'
-        )
+        if x < 18 and rows[0]:
+            rows.insert(0, [])
+            x = WIDTH - RIGHT - 6.0 - 7.6 * len(name)
+        rows[0].insert(0, (x, name, colour))
         x -= 26
-    return "".join(parts) + "</svg>"
+    return rows
 
 
 def line_chart(title: str, series: Sequence[Series], x_label: str, log_y: bool = False) -> str:
@@ -147,7 +167,7 @@ def bar_chart(title: str, labels: Sequence[str], series: Sequence[Series], x_lab
         for i, value in enumerate(s.y):
             x = LEFT + group * (i + 0.14) + bar * j
             bars.append(
-                f'<rect x="{x:.1f}" y="{y_at(value):.1f}" width="{bar - 2:.1f}" '
+                f'<rect x="{x:.1f}" y="{y_at(value):.1f}" width="{max(bar - 2, 0.6 * bar):.1f}" '
                 f'height="{HEIGHT - BOTTOM - y_at(value):.1f}" rx="2" '
                 f'fill="var(--series-{s.colour})"><title>{escape(s.name)}, {escape(labels[i])}: '
                 f"{value:.3f}</title></rect>"

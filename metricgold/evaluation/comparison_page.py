@@ -149,7 +149,7 @@ def _charts(found: Comparison) -> str:
             continue  # no edges in a sparse truth
         labels = [charts.interval(row["from"], row["to"]) for row in next(iter(rows.values()))]
         series = [
-            Series(label, [], [row["abs_rel"] for row in each], i % 6)
+            Series(label, [], [row["abs_rel"] for row in each], i % charts.COLOURS)
             for i, (label, each) in enumerate(rows.items())
         ]
         title = f"AbsRel by {axis.partition(' [')[0]}"

@@ -10,10 +10,12 @@ from pathlib import Path
 STYLE = """
 :root{--page:#f6f5f1;--card:#fff;--ink:#23221e;--soft:#6c6a62;--line:#e2dfd5;--gold:#a87808;
 --good:#27734a;--bad:#b03a2e;--series-0:#b8860b;--series-1:#5b7a99;--series-2:#8a5a83;
---series-3:#4f8a5b;--series-4:#b5524a;--series-5:#4a4840}
+--series-3:#4f8a5b;--series-4:#b5524a;--series-5:#4a4840;--series-6:#2b8a96;--series-7:#c77d9f;
+--series-8:#93a13a;--series-9:#a39c8b}
 @media(prefers-color-scheme:dark){:root{--page:#191815;--card:#232220;--ink:#ece9e0;--soft:#a5a196;
 --line:#3a3833;--gold:#e0b040;--good:#6fc08f;--bad:#ee8576;--series-0:#e0b040;--series-1:#86a9cc;
---series-2:#c08fb8;--series-3:#86c294;--series-4:#e08a80;--series-5:#d5d1c4}}
+--series-2:#c08fb8;--series-3:#86c294;--series-4:#e08a80;--series-5:#d5d1c4;--series-6:#5fc0cc;--series-7:#e3a8c3;
+--series-8:#c3d06a;--series-9:#8a8474}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--page);color:var(--ink);font:16px/1.5 system-ui,-apple-system,
 "Segoe UI",Roboto,"DejaVu Sans",sans-serif}

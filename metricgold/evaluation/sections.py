@@ -286,6 +286,8 @@ def floor(workspace: Workspace) -> str:
 def _shown(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, list):
+        return "x".join(map(str, value))
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
@@ -294,8 +296,28 @@ def parity(workspace: Workspace) -> str:
     record = read_json(workspace.metrics / "parity.json")
     if not record:
         return ""
+    compared = record.pop("comparisons", [])
+    scored = [
+        {"backend": backend, "set": dataset} | figures
+        for backend, sets in record.pop("accuracy", {}).items()
+        for dataset, figures in sets.items()
+    ]
     rows = [[escape(k), text_cell(_shown(v))] for k, v in flatten(record).items()]
-    return section("Export: agreement with PyTorch", table(["Check", "Value"], rows))
+    return section(
+        "Export: agreement with PyTorch",
+        table(["Check", "Value"], rows),
+        _grid("Graph by graph", compared),
+        _grid("On held-out pictures", scored),
+    )
+
+
+def _grid(title: str, records: Sequence[Mapping[str, Any]]) -> str:
+    """A row each, a column for every key that one of them has."""
+    if not records:
+        return ""
+    keys = list(dict.fromkeys(key for record in records for key in record))
+    rows = [[escape(_shown(record.get(key, "–"))) for key in keys] for record in records]
+    return f"<h3>{escape(title)}</h3>" + table([key.replace("_", " ") for key in keys], rows)
 
 
 def engines(workspace: Workspace) -> str:

@@ -13,6 +13,7 @@ import sys
 import time
 import zipfile
 import zlib
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -256,6 +257,10 @@ def test_what_clicks_tell() -> None:
     ]
     far = result(80.0, fov_deg=90.0, depth_max_m=80.0).prediction
     assert results.measured(far, [(0, 0)])[0] == "A (0, 0): 80.00 m or farther"
+    assert results.measured(far, [(0, 0), (9, 0)])[2].endswith("line, if A and B are no farther")
+    near = np.where(np.arange(40) == 9, 2.0, far.depth).astype(np.float32)
+    far = replace(far, depth=near)
+    assert results.measured(far, [(0, 0), (9, 0)])[2].endswith("line, if A is no farther")
     for points in ([(40, 0)], [(0, -1)], [(0, 0)] * 3):
         with pytest.raises(UserError, match=r"outside the picture|two points"):
             results.measured(prediction, points)

@@ -251,3 +251,38 @@ def test_line_chart_places_its_points() -> None:
     assert x1 == charts.WIDTH - charts.RIGHT - 4
     assert y0 == charts.HEIGHT - charts.BOTTOM
     assert y1 == charts.TOP + 16
+
+
+def test_a_legend_takes_as_many_rows_as_it_needs() -> None:
+    def names(count: int) -> tuple[float, list[tuple[float, float]]]:
+        series = [charts.Series(f"model {i}", [], [1.0, 2.0], i) for i in range(count)]
+        svg = charts.bar_chart("t", ["a", "b"], series, "x")
+        top = re.search(r'viewBox="0 (-?\d+) \d+ \d+"', svg)
+        assert top is not None
+        places = re.findall(r'<text x="([\d.-]+)" y="([\d.-]+)">model', svg)
+        assert all(float(w) > 0 for w in re.findall(r'width="([\d.-]+)"', svg))
+        return float(top[1]), [(float(x), float(y)) for x, y in places]
+
+    top, places = names(3)
+    assert top == 0
+    assert len({y for _, y in places}) == 1
+    top, places = names(14)
+    assert len(places) == 14
+    assert top < 0
+    assert all(14 <= x < charts.WIDTH and y > top for x, y in places)
+    assert len(set(places)) == 14
+
+
+def test_parity_is_a_row_for_every_graph(config: ProfileConfig, workspace: Workspace) -> None:
+    graph = {"component": "unet_step", "size": [64, 96], "max_relative": 1.5e-6, "passed": True}
+    record = {
+        "passed": True,
+        "comparisons": [graph, graph | {"size": [48, 144]}],
+        "accuracy": {"onnxruntime-cpu": {"hypersim": {"frames": 24, "abs_rel": 0.21}}},
+    }
+    files.write_json(workspace.metrics / "parity.json", record)
+    page = report.build_page(config, workspace)
+    assert "<td>unet_step</td><td>64x96</td><td>1.5e-06</td><td>yes</td>" in page
+    assert "<td>48x144</td>" in page
+    assert "<td>onnxruntime-cpu</td><td>hypersim</td><td>24</td><td>0.21</td>" in page
+    assert "comparisons" not in page
