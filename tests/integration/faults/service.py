@@ -54,6 +54,7 @@ class Service:
             "PREFECT_API_URL": self.api_url,
             "PREFECT_WORKER_QUERY_SECONDS": "2",  # as flows.serve does
             "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         }
         return self.project.env | where | self.extra
 
@@ -84,11 +85,13 @@ class Service:
         wait_for(lambda: server_answers(self.api_url, 1.0), 150, f"server up\n{self.text()}")
 
     def prepare(self) -> None:
-        """Deployments; those of ``flows.serve`` come with it."""
-        if self.kind == "worker":
+        """Deployments, once for a database; those of ``flows.serve`` come with it."""
+        done = self.home / "prepared"
+        if self.kind == "worker" and not done.exists():
             text = (ROOT / "prefect.yaml").read_text(encoding="utf-8")
             for line in re.findall(r"(?m)^#\s+prefect ((?:work-|deploy|automation).*)$", text):
                 self.prefect(*line.replace(AUTOMATION, str(self.impatient())).split())
+            done.touch()
 
     def impatient(self) -> Path:
         """The automation that ends runs without a sign of life, within a minute already."""
