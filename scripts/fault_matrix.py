@@ -14,6 +14,7 @@ import argparse
 import json
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,7 @@ def unbroken(fault: Fault | InTurn, bench: Bench, stages: list[str]) -> Iterator
     try:
         yield from rows_of(fault, bench, stages)
     except Exception as error:
+        traceback.print_exc()
         problem = f"the case broke: {type(error).__name__}: {error}"
         yield Row(fault.name, stages[0], "", problems=[problem])
 

@@ -29,6 +29,8 @@ from tests.integration.faults.state import SECOND_S, faked, no_faketime, nothing
 WELL = ("Completed", "Skipped")
 CANCEL_S = 5.0
 """A cancelled run leaves no process after so long."""
+SURE_S = 3.0
+"""Nothing of a run is left for so long: it is over."""
 STUCK_S = 150.0
 """A run that has not begun by then does not get its turn."""
 
@@ -48,18 +50,6 @@ def new_run(bench: Bench, stage: str, hit: Hit, kind: str = "worker") -> str:
     if name not in WELL:
         hit.problems.append(f"a new run: {name or 'did not end'}, {service.state(again)}")
     return f"{told}; a new run: {name}"
-
-
-def kill_serve(bench: Bench, stage: str, kind: str) -> Hit:
-    """Of what takes runs, which is started again at once."""
-    service = bench.service(kind)
-    run = service.ask()
-    with held(bench.project, stage):
-        at = time.monotonic()
-        service.kill("runner")
-    gone = until(lambda: not bench.left(), GONE_S)
-    service.start_runner()
-    return Hit(at, run=run, gone_s=gone)
 
 
 def server_away(bench: Bench, stage: str, kind: str, seconds: float) -> Hit:
@@ -264,15 +254,25 @@ def _struck(fault: InTurn, bench: Bench, stage: str, undone: Sequence[str], hit:
     with Gate(project.folder, stage):
         row.problems += [f"after it: {what}" for what in project.lost(*undone)]
         (service.start_server if fault.what == "server" else service.start_runner)()
-        patience = 2
-        while until(lambda: project.has(stage), STAGE_S if bench.left() else 5) is None:
-            row.outcome = f"the run ended ({service.state(hit.run)['name']}); a new one"
-            hit.run = service.ask()
-            if until(bench.left, STUCK_S) is None or not (patience := patience - 1):
+        if not _done(bench, stage):
+            row.gone_s = round(time.monotonic() - hit.at - SURE_S, 1)
+            first, hit.run = hit.run, service.ask()
+            if until(bench.left, STUCK_S) is None or not _done(bench, stage):
                 row.problems.append(f"no run went on with it in {STUCK_S:g} s")
-                break
+            row.outcome = f"the run ended with it: {service.state(first)['name']}; a new one"
         row.recovery_s = round(time.monotonic() - hit.at, 1)
     return row
+
+
+def _done(bench: Bench, stage: str) -> bool:
+    """Wait until the stage is done, or nothing of a run is left for some seconds."""
+
+    def over() -> bool:
+        return until(bench.left, SURE_S) is None
+
+    return bool(until(lambda: bench.project.has(stage) or over(), STAGE_S)) and (
+        bench.project.has(stage)
+    )
 
 
 def _served(name: str, stages: tuple[str, ...], disturb: Callable[..., Hit], kind: str) -> Fault:
@@ -293,11 +293,11 @@ def _cancelled(way: str, stages: tuple[str, ...], kind: str) -> Fault:
 ONE = ("train_unet",)
 SERVED: tuple[Fault | InTurn, ...] = (
     InTurn(name="SIGKILL of the server", kind="serve", what="server"),
-    InTurn(name="SIGKILL of the worker", kind="worker", what="runner"),
+    InTurn(name="SIGKILL of flows.serve", kind="serve", what="runner"),
+    InTurn(name="SIGKILL of the worker", kind="worker", what="runner", stages=LONG),
     _served("SIGKILL of the run's process under a worker", ONE, kill_flow, "worker"),
     _served("SIGKILL of worker and run at once", ONE, kill_everything, "worker"),
     _cancelled("CLI", ONE, "worker"),
-    _served("SIGKILL of flows.serve", ONE, kill_serve, "serve"),
     _served("SIGKILL of the server of flows.serve", ONE, partial(server_away, seconds=0), ALONE),
     _served("server away for 20 s", ONE, partial(server_away, seconds=20), "serve"),
     _served("server away for 100 s", ONE, partial(server_away, seconds=100), "serve"),
