@@ -255,7 +255,6 @@ def _struck(fault: InTurn, bench: Bench, stage: str, undone: Sequence[str], hit:
         row.problems += [f"after it: {what}" for what in project.lost(*undone)]
         (service.start_server if fault.what == "server" else service.start_runner)()
         if not _done(bench, stage):
-            row.gone_s = round(time.monotonic() - hit.at - SURE_S, 1)
             first, hit.run = hit.run, service.ask()
             if until(bench.left, STUCK_S) is None or not _done(bench, stage):
                 row.problems.append(f"no run went on with it in {STUCK_S:g} s")
