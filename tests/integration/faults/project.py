@@ -25,8 +25,8 @@ import yaml
 
 from tests.integration.service import ROOT, command, environment, pipeline_files, run
 
-WHOLE_RUN_S, STAGE_S, GONE_S = 900.0, 180.0, 15.0
-"""Patience with a whole run, with one stage, and with processes that shall end (their own grace is
+STAGE_S, GONE_S = 400.0, 15.0
+"""Patience with one stage, and with processes that shall end (their own grace is
 ten seconds)."""
 LONGEST = 160
 """Letters of an error in a table."""
