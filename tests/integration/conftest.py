@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.integration.service import MINI_PIPELINE, ROOT, Served, command, run, wait_for
+from flows.serve import running_server
+from tests.integration.service import (
+    MINI_PIPELINE,
+    ROOT,
+    Served,
+    command,
+    environment,
+    free_port,
+    run,
+    wait_for,
+)
+from tests.integration.workers import Pool
 
 
 @pytest.fixture
@@ -36,6 +48,28 @@ def served(make_project: Callable[[str], Path]) -> Iterator[Served]:
         yield service
     finally:
         service.end()
+
+
+@pytest.fixture
+def pool(make_project: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[Pool]:
+    """A project with the deployment files and a server; no pool is made and no worker runs yet."""
+    folder = make_project(MINI_PIPELINE)
+    (folder / "flows").symlink_to(ROOT / "flows")
+    for name in ("prefect.yaml", "prefect.automation.yaml"):
+        shutil.copy(ROOT / name, folder)
+    shutil.copytree(ROOT / "docker", folder / "docker")
+    api_url = f"http://127.0.0.1:{free_port()}/api"
+    monkeypatch.setenv("PREFECT_HOME", str(folder / "home"))
+    monkeypatch.chdir(folder)
+    # Prefect's workers make SIGINT of SIGTERM, and what a script has put into the background
+    # ignores that, its children too.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with running_server(api_url, "127.0.0.1"):
+            home = str(folder / "home")
+            yield Pool(folder, environment(PREFECT_HOME=home, PREFECT_API_URL=api_url))
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 @pytest.fixture(scope="session")

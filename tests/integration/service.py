@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -145,6 +146,11 @@ class Served:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+
+
+def moment(run: dict[str, Any], name: str) -> datetime:
+    """A time of a flow run (``start_time``, ``end_time``)."""
+    return datetime.fromisoformat(run[name])
 
 
 class AServer(Protocol):
