@@ -26,7 +26,6 @@ GRACE_S = 10.0
 """From asking a process to end to killing it."""
 
 _SHELLS = {"sh", "dash", "ash", "bash", "zsh", "ksh", "mksh", "fish", "busybox"}
-_LAUNCHERS = {"accelerate.commands.launch", "torch.distributed.run"}
 _LINE_END = re.compile(rb"[\r\n]+")
 
 
@@ -44,7 +43,7 @@ class Started(Protocol):
 
 
 def die_with_starter() -> None:
-    """:func:`die_with_parent`, looking through shells and launchers.
+    """:func:`die_with_parent`, looking through shells.
 
     DVC runs a stage's command by ``$SHELL -c``, and dash stays between the two as a process
     that outlives a killed DVC. So each shell above, and the program that started the
@@ -65,10 +64,9 @@ def die_with_starter() -> None:
 
 
 def _is_between(pid: int) -> bool:
-    """Whether a process only starts others: a shell, or a launcher of several processes."""
+    """Whether a process only starts others: a shell."""
     try:
-        process = psutil.Process(pid)
-        return process.name() in _SHELLS or bool(_LAUNCHERS & set(process.cmdline()))
+        return psutil.Process(pid).name() in _SHELLS
     except psutil.NoSuchProcess:
         return False
 

@@ -17,9 +17,18 @@ from pathlib import Path
 from typing import Any, cast
 
 from flows._environment import prepare_environment
+from flows._launch import check_one_folder, is_shared, launch
 from flows._process import die_with_starter, exit_on_sigterm, only_one
-from metricgold.config import DATASET_NAMES, DatasetName, ProfileConfig, load_config
+from metricgold.config import (
+    DATASET_NAMES,
+    DatasetName,
+    LaunchConfig,
+    ProfileConfig,
+    load_config,
+    load_orchestration,
+)
 from metricgold.errors import UserError, run_cli
+from metricgold.processes import die_with_parent
 from metricgold.workspace import Workspace
 
 PARENT_TASK_RUN = "METRICGOLD_PARENT_TASK_RUN_ID"
@@ -35,8 +44,12 @@ StageFunction = Callable[[ProfileConfig, Workspace], None]
 DatasetStageFunction = Callable[[ProfileConfig, Workspace, DatasetName], None]
 
 
-def stage_main(name: str, run: StageFunction) -> None:
-    """Command line of a stage that takes no arguments; anything but ``--help`` is refused."""
+def stage_main(name: str, run: StageFunction, *, shareable: bool = False) -> None:
+    """Command line of a stage that takes no arguments; anything but ``--help`` is refused.
+
+    Args:
+        shareable: several processes can do its work (``orchestration.launch`` in params.yaml).
+    """
 
     def main() -> int:
         argparse.ArgumentParser(
@@ -44,7 +57,7 @@ def stage_main(name: str, run: StageFunction) -> None:
             description="Run this stage alone with the profile of params.yaml; "
             "'dvc repro' runs it with what it needs, and only if something changed.",
         ).parse_args()
-        return execute(name, run)
+        return execute(name, run, shareable=shareable)
 
     run_cli(main)
 
@@ -66,7 +79,7 @@ def parse_dataset(name: str, arguments: Sequence[str] | None = None) -> DatasetN
     return cast(DatasetName, parser.parse_args(arguments).dataset)
 
 
-def execute(address: str, run: StageFunction) -> int:
+def execute(address: str, run: StageFunction, *, shareable: bool = False) -> int:
     """Run one stage in the current folder; ``address`` is its name in DVC (``stage@dataset``)."""
     prepare_environment()
     exit_on_sigterm()
@@ -74,11 +87,18 @@ def execute(address: str, run: StageFunction) -> int:
         die_with_starter()
         refuse_hidden_profile()
     config, workspace = load_config(), Workspace()
+    processes = load_orchestration().launch if shareable else LaunchConfig()
+    if is_shared(processes):
+        return launch(address, processes)
 
     def body() -> None:
+        if "RANK" in os.environ and len(processes.hosts) > 1:
+            check_one_folder(workspace.scratch("hosts"))
         run(config, workspace)
 
-    if int(os.environ.get("RANK", "0")) > 0:  # accelerate's or torchrun's: the first one decides
+    if "RANK" in os.environ:  # one of several processes
+        die_with_parent()
+    if int(os.environ.get("RANK", "0")) > 0:  # the first one decides
         body()
         return 0
     with only_one(address, workspace.scratch("locks")):

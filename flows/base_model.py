@@ -15,4 +15,4 @@ def run(config: ProfileConfig, workspace: Workspace) -> None:
 
 
 if __name__ == "__main__":
-    stage_main("base_model", run)
+    stage_main("base_model", run, shareable=True)

@@ -15,4 +15,4 @@ def run(config: ProfileConfig, workspace: Workspace) -> None:
 
 
 if __name__ == "__main__":
-    stage_main("train_unet", run)
+    stage_main("train_unet", run, shareable=True)

@@ -545,6 +545,19 @@ class QualityConfig(_Section):
         return self
 
 
+class LaunchConfig(_Section):
+    """The processes that share a training stage's work.
+
+    ``processes`` on each of ``hosts``; none: on this machine. The first host is where DVC runs;
+    they meet on its ``port``, and wait ``wait_s`` seconds for each other.
+    """
+
+    hosts: list[str] = []
+    processes: PositiveInt = 1
+    port: Annotated[int, Field(ge=1, le=65535)] = 29500
+    wait_s: PositiveFloat = 1800.0
+
+
 class OrchestrationConfig(_Section):
     """How flows run the stages. It decides no number, so it makes no stage stale.
 
@@ -555,6 +568,7 @@ class OrchestrationConfig(_Section):
     ``runner``: machines that preprocess and evaluate, as ``flows/_spread.py`` reads it; None: the
     one that runs the stage. ``shared``: a path or URI that all of them reach. ``piece_mb`` (of
     archives) and ``piece_frames``: what one of them does at a time, and what is lost with it.
+    ``launch``: in how many processes, and where, the training stages run.
     """
 
     schedule: ScheduleConfig | None = None
@@ -568,6 +582,7 @@ class OrchestrationConfig(_Section):
     shared: str = ".work/spread"
     piece_mb: PositiveFloat = 250.0
     piece_frames: PositiveInt = 64
+    launch: LaunchConfig = LaunchConfig()
 
 
 class _Params(_Section):
