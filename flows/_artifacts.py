@@ -26,6 +26,7 @@ from prefect.artifacts import (
 from metricgold.config import DATASET_NAMES
 from metricgold.workspace import Workspace
 
+DATA_REPORT_KEY = "metricgold-data-report"
 DECISION_KEY = "metricgold-promotion"
 METRICS_KEY = "metricgold-metrics"
 ORIGIN_KEY = "metricgold-origin"
@@ -80,14 +81,15 @@ def publish_decision(text: str) -> None:
 
 
 def publish_pictures(root: Path) -> None:
-    """A predicted picture of each dataset, small, and where the report is."""
+    """A predicted picture of each dataset, small, and where the reports are."""
     workspace = Workspace(root)
     parts = [part for name in DATASET_NAMES for part in _picture(workspace.predictions / name)]
     if parts:
         create_markdown_artifact("\n\n".join(parts), PICTURES_KEY, "Held-out pictures")
-    report = (workspace.report / "index.html").resolve()
-    if report.is_file():
-        create_link_artifact(report.as_uri(), "report", REPORT_KEY, "On the machine of the run")
+    for folder, key in ((workspace.report, REPORT_KEY), (workspace.data_report, DATA_REPORT_KEY)):
+        page = (folder / "index.html").resolve()
+        if page.is_file():
+            create_link_artifact(page.as_uri(), folder.name, key, "On the machine of the run")
 
 
 def _picture(folder: Path) -> Iterable[str]:

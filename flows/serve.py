@@ -1,8 +1,8 @@
 """``python -m flows.serve``: a Prefect server if none is there, all deployments, the schedule.
 
 Serves them from the current folder until it is ended. Of the flows that run stages one runs at a
-time and later ones wait; those that only look whether to train have a place of their own. What it
-started, it ends.
+time; later ones wait and say for what. Those that only look whether to train have a place of their
+own. What it started, it ends.
 """
 
 from __future__ import annotations
@@ -182,8 +182,9 @@ def main() -> None:
 
 def serve_deployments(settings: OrchestrationConfig, page: str) -> None:
     """Register the deployments and run what is asked of them, until SIGTERM or Ctrl-C."""
+    from flows._queue import WaitingRuns
     from flows._runner import PatientRunner
-    from flows.deployments import pipeline_deployments, watch_deployments
+    from flows.deployments import PIPELINE, pipeline_deployments, watch_deployments
     from flows.train_metricgold import NAME
 
     def stop() -> None:
@@ -202,11 +203,14 @@ def serve_deployments(settings: OrchestrationConfig, page: str) -> None:
     print(f"page: {page}", flush=True)
     print(f"serving {NAME}; start a run with: prefect deployment run {NAME}", flush=True)
 
+    waiting = WaitingRuns([flow.name for flow in PIPELINE])
+
     async def serve() -> None:
-        """Both at once; the end of one ends the other."""
+        """All at once; the end of one ends the others."""
         async with asyncio.TaskGroup() as group:
             for runner in runners:
                 group.create_task(runner.start())
+            group.create_task(waiting.watch())
 
     with asyncio.Runner() as asyncio_runner:
         loop = asyncio_runner.get_loop()
