@@ -24,8 +24,6 @@ from metricgold.places import Place
 from metricgold.spread import Item, Map, Result, Spread
 
 RUNNER, SHARED = "METRICGOLD_RUNNER", "METRICGOLD_SHARED"
-UNPROVEN = "METRICGOLD_UNPROVEN_RUNNER"
-"""Lets the runners be tried that no test has yet seen through a stage."""
 _FORM = re.compile(r"(threads)|(dask|ray)(?:://([\w.\-\[\]:]+:\d+))?")
 
 
@@ -68,11 +66,6 @@ def mapper(runner: str, stage: str, threads: int) -> Map:
             f"{RUNNER}={runner}: its tasks are shown by a Prefect server, and none answers; start "
             "one with 'python -m flows.serve' and set PREFECT_API_URL to an address that all "
             "machines reach"
-        )
-    if found[2] and not os.environ.get(UNPROVEN):
-        raise UserError(
-            f"{RUNNER}={runner}: Dask and Ray have not yet done a whole stage here (tests/"
-            f"integration/test_spread.py); take threads, or set {UNPROVEN}=1 to try them"
         )
     return _Tasks(lambda: _task_runner(runner, found[2], found[3], threads), stage)
 
