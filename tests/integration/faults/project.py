@@ -26,10 +26,10 @@ import yaml
 from tests.integration.service import ROOT, command, environment, pipeline_files, run
 
 STAGE_S, GONE_S = 400.0, 15.0
-NO_ENGINES = "raise ImportError('left out here: an engine is not the same bytes twice')\n"
-"""In place of TensorRT-RTX, where it is installed; outputs could not be compared otherwise."""
 """Patience with one stage, and with processes that shall end (their own grace is
 ten seconds)."""
+NO_ENGINES = "raise ImportError('left out here: an engine is not the same bytes twice')\n"
+"""In place of TensorRT-RTX, where it is installed; outputs could not be compared otherwise."""
 LONGEST = 160
 """Letters of an error in a table."""
 KINDS = frozenset(yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"])
