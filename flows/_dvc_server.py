@@ -25,6 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flows._dvc_files import write_whole
 from flows._process import GRACE_S, end_group, follow, supervise
 
 PRELOADED = (
@@ -215,6 +216,7 @@ def serve(connection: socket.socket) -> None:
     """Answer requests until the other end is closed."""
     for module in PRELOADED:
         importlib.import_module(module)
+    write_whole()
     gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for forks here
     while True:
