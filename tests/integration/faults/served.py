@@ -24,7 +24,7 @@ from tests.integration.faults.project import (
     until,
 )
 from tests.integration.faults.service import ALONE
-from tests.integration.faults.state import SECOND_S, faked, no_faketime, nothing
+from tests.integration.faults.state import SECOND_S, nothing
 
 WELL = ("Completed", "Skipped")
 CANCEL_S = 5.0
@@ -142,30 +142,6 @@ def everything_anew(bench: Bench, stage: str, hit: Hit) -> str:
         hit.problems.append(f"a new run: {name}, {service.state(run)}")
     told = f"the run: {state or 'unknown to the server'}"
     return f"{told}; server and flows.serve started again, a new run: {name}"
-
-
-def jump(bench: Bench, stage: str, days: int) -> Hit:
-    """The clock of server, flows.serve and run is set to another day."""
-    bench.end()
-    clock = bench.scratch / "clock"
-    service = bench.service("serve", **faked(clock))
-    run = service.ask()
-    with held(bench.project, stage):
-        at = time.monotonic()
-        clock.write_text(f"{days:+d}d\n", encoding="utf-8")
-    return Hit(at, run=run, goes_on=True)
-
-
-def after_jump(bench: Bench, stage: str, hit: Hit) -> str:
-    """The run ends well, and a new one gets its turn."""
-    service = bench.service("serve")
-    first = service.ended(hit.run)
-    second = service.ended(run := service.ask(), STUCK_S)
-    for name, each in ((first, hit.run), (second, run)):
-        if name not in WELL:
-            hit.problems.append(f"a run: {name or 'not over'} {service.state(each)}")
-    bench.end()
-    return f"the run: {first}; a new run: {second}"
 
 
 def second_run(bench: Bench, stage: str) -> Hit:
@@ -320,15 +296,5 @@ SERVED: tuple[Fault | InTurn, ...] = (
         stages=ONE,
         disturb=partial(lose_database, running=True),
         recover=everything_anew,
-    ),
-    *(
-        Fault(
-            name=f"clock jumps two days {way}, server and run",
-            stages=ONE,
-            disturb=partial(jump, days=days),
-            recover=after_jump,
-            wants=no_faketime,
-        )
-        for way, days in (("ahead", 2), ("back", -2))
     ),
 )
