@@ -49,7 +49,8 @@ STAGE = """
 from pathlib import Path
 import sys
 from flows._stage import stage_main
-stage_main("train_vae", lambda config, workspace: Path(sys.argv[1]).write_text("done"))
+out = Path(sys.argv.pop())  # a stage takes no arguments
+stage_main("train_vae", lambda config, workspace: out.write_text("done"))
 """
 
 
