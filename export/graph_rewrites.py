@@ -31,12 +31,14 @@ def split_group_norms(model: ir.Model) -> None:
     """
     for node in list(model.graph):
         if node.op_type == "GroupNormalization" and node.domain == "":
-            _split(model.graph, node)
+            value = node.inputs[0]
+            if value is not None and value.shape is not None:  # its rank is known
+                _split(model.graph, node, value, value.shape.rank())
 
 
-def _split(graph: ir.Graph, node: ir.Node) -> None:
-    value, weight, bias = node.inputs
-    assert value is not None
+def _split(graph: ir.Graph, node: ir.Node, value: ir.Value, rank: int) -> None:
+    """``value`` is [B, C, H, W], or [B, C, N] before the attention of an autoencoder."""
+    _, weight, bias = node.inputs
     weights, biases = _constant(weight), _constant(bias)
     groups = node.attributes["num_groups"].as_int()
     epsilon = node.attributes["epsilon"].as_float()
@@ -58,7 +60,7 @@ def _split(graph: ir.Graph, node: ir.Node) -> None:
         return output
 
     def a_channel(name: str, content: NDArray[np.float32]) -> ir.Value:
-        return constant(name, content.reshape(1, -1, 1, 1))
+        return constant(name, content.reshape(1, -1, *(1,) * (rank - 2)))
 
     members = apply("Reshape", value, constant("members", np.array([0, groups, -1], np.int64)))
     normal = apply(

@@ -19,9 +19,9 @@ RANDOM = np.random.default_rng(0)
 WEIGHT, BIAS = (RANDOM.standard_normal(CHANNELS).astype(np.float32) for _ in range(2))
 
 
-def normalisation() -> ir.Model:
-    """One group normalisation of [b, 12, h, w]."""
-    shape = ["b", CHANNELS, "h", "w"]
+def normalisation(*sizes: str) -> ir.Model:
+    """One group normalisation of [b, 12, h, w], or of other sizes."""
+    shape = ["b", CHANNELS, *(sizes or ("h", "w"))]
     graph = helper.make_graph(
         [
             helper.make_node(
@@ -64,6 +64,17 @@ def test_a_split_group_norm_is_torchs(shape: tuple[int, int, int], offset: float
     bound = 2e-6 + 1e-6 * offset  # a mean has an error of its own last digit
     assert np.abs(found - exact).max() <= bound * np.abs(exact).max()
     assert np.abs(torchs - exact).max() <= bound * np.abs(exact).max()
+
+
+def test_a_row_of_pixels_is_normalised_too() -> None:
+    """[b, 12, n], as before the attention in the middle of Stable Diffusion's autoencoder."""
+    x = RANDOM.standard_normal((2, CHANNELS, 35)).astype(np.float32)
+    data, weight, bias = (torch.from_numpy(a) for a in (x, WEIGHT, BIAS))
+    model = normalisation("n")
+    graph_rewrites.rewrite(model, Precision.FP32)
+    assert "GroupNormalization" not in {node.op_type for node in model.graph}
+    expected = torch.nn.functional.group_norm(data, GROUPS, weight, bias, EPSILON).numpy()
+    np.testing.assert_allclose(run(model, x), expected, atol=2e-6)
 
 
 def test_the_operator_itself_loses_what_lies_far_from_zero() -> None:
