@@ -19,7 +19,6 @@ from tests.integration.service import (
     environment,
     free_port,
     run,
-    wait_for,
 )
 from tests.integration.workers import Pool
 
@@ -42,12 +41,8 @@ def make_project(tmp_path: Path) -> Callable[[str], Path]:
 @pytest.fixture
 def served(make_project: Callable[[str], Path]) -> Iterator[Served]:
     """The deployment, served from the small project."""
-    service = Served(make_project(MINI_PIPELINE))
-    try:
-        wait_for(service.up, 150, "server and deployment up")
+    with Served(make_project(MINI_PIPELINE)) as service:
         yield service
-    finally:
-        service.end()
 
 
 @pytest.fixture

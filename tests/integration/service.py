@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import httpx
 import psutil
@@ -115,7 +115,10 @@ def free_port() -> int:
 
 
 class Served:
-    """``python -m flows.serve`` in a folder, with a server of its own on a free port."""
+    """``python -m flows.serve`` in a folder, with a server of its own on a free port.
+
+    A context manager: up inside of it, ended behind it.
+    """
 
     def __init__(self, folder: Path, *options: str, **environ: str) -> None:
         self.folder = folder
@@ -146,6 +149,17 @@ class Served:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+
+    def __enter__(self) -> Self:
+        try:
+            wait_for(self.up, 240, "server and deployments up")
+        except BaseException:
+            self.end()
+            raise
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.end()
 
 
 def moment(run: dict[str, Any], name: str) -> datetime:

@@ -100,12 +100,8 @@ def project(make_project: Callable[[str], Path]) -> Path:
 @pytest.fixture
 def scheduled(project: Path) -> Iterator[Served]:
     options = ("--cron", "0 3 * * 0", "--timezone", "Europe/Zurich")
-    service = Served(project, *options, PLANTED_TOKEN=PLANTED)
-    try:
-        wait_for(service.up, 240, "server and deployments up")
+    with Served(project, *options, PLANTED_TOKEN=PLANTED) as service:
         yield service
-    finally:
-        service.end()
 
 
 def plant_block(served: Served) -> None:
@@ -267,12 +263,8 @@ def watched(make_project: Callable[[str], Path]) -> Iterator[Served]:
     params["profile"] = "smoke"
     params["orchestration"] = {"schedule": None}
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
-    service = Served(folder)
-    try:
-        wait_for(service.up, 240, "server and deployments up")
+    with Served(folder) as service:
         yield service
-    finally:
-        service.end()
 
 
 def listed(folder: Path) -> int:
@@ -315,9 +307,7 @@ def test_new_files_at_a_source_start_a_run(watched: Served) -> None:
 def test_a_server_for_others_asks_for_its_token(make_project: Callable[[str], Path]) -> None:
     folder = make_project("stages: {only: {cmd: echo x > x.txt, outs: [x.txt]}}\n")
     token = "me:a-long-password"
-    service = Served(folder, "--host", "0.0.0.0", PREFECT_SERVER_API_AUTH_STRING=token)
-    try:
-        wait_for(service.up, 240, "server and deployments up")
+    with Served(folder, "--host", "0.0.0.0", PREFECT_SERVER_API_AUTH_STRING=token) as service:
         url = f"{service.api_url}/deployments/name/train-metricgold/train-metricgold"
         assert httpx.get(url, timeout=60).status_code == 401
         login = tuple(token.split(":"))
@@ -336,5 +326,3 @@ def test_a_server_for_others_asks_for_its_token(make_project: Callable[[str], Pa
 
         wait_for(completed, 240, f"a run\n{service.text()}")
         assert token not in service.text()
-    finally:
-        service.end()

@@ -75,12 +75,8 @@ def shown(tmp_path: Path, make_project: Callable[[str], Path]) -> Iterator[Serve
     (folder / ".gitignore").write_text("/home\n/serve.log\n/artifacts\n", encoding="utf-8")
     git(folder, "add", ".")
     git(folder, *AUTHOR, "commit", "-q", "-m", "a project")
-    service = Served(folder)
-    try:
-        wait_for(service.up, 240, "server and deployments up")
+    with Served(folder) as service:
         yield service
-    finally:
-        service.end()
 
 
 def check_parameters(api: Api) -> None:

@@ -54,11 +54,11 @@ class Bench:
         self.room = 0
         self._services: dict[str, Service] = {}
 
-    def service(self, kind: str, **extra: str) -> Service:
+    def service(self, kind: str) -> Service:
         """That of a kind, up; the same one for later faults, of one kind at a time."""
         if kind not in self._services:
             self.end()
-            made = Service(self.project, self.scratch / f"prefect_{kind}", kind, extra)
+            made = Service(self.project, self.scratch / f"prefect_{kind}", kind)
             self._services[kind] = made
             made.__enter__()
         return self._services[kind]

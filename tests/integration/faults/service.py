@@ -38,7 +38,6 @@ class Service:
     project: Project
     home: Path
     kind: str = "worker"
-    extra: dict[str, str] = field(default_factory=dict)
     port: int = field(default_factory=free_port)
     server: subprocess.Popen[bytes] | None = None
     runner: subprocess.Popen[bytes] | None = None
@@ -56,7 +55,7 @@ class Service:
             "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         }
-        return self.project.env | where | self.extra
+        return self.project.env | where
 
     @property
     def api(self) -> Api:
