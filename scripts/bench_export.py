@@ -1,5 +1,7 @@
 """Export of Stable Diffusion 2's size on this machine: seconds, memory, file sizes, agreement.
 
+The components for one size and for any, and the one graph from picture to metres for one size.
+
 Usage: ``python scripts/bench_export.py [--only TEXT] [--out FILE]``. Random weights. Each graph is
 exported in a process of its own, and loaded and run by ONNX Runtime in another, so that both peaks
 of memory (ru_maxrss) are theirs alone; the result is compared with torch's in float32. What was
@@ -16,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,36 +26,52 @@ import numpy as np
 import onnx
 import torch
 from _header import header
+from torch import nn
 
 from export.backends import OnnxRuntimeBackend
-from export.components import DepthDecoder, UNetStep, VAEEncoder, example_inputs
+from export.components import DepthDecoder, OneStep, UNetStep, VAEEncoder, example_inputs
 from export.describe import NOT_STATED, describe
 from export.graphs import export_graph
 from export.half import to_half
 from export.manifest import GraphFile
-from export.specs import COMPONENTS, EXPORTED, Precision
+from export.specs import COMPONENTS, EXPORTED, ONE_STEP, Precision
 from export.timing import peak_memory_mib
 from metricgold import files
 from metricgold.config import ExportConfig
+from metricgold.pipeline import MetricGoldPipeline
 from metricgold.progress import progress_bar
 from metricgold.random_weights import random_full_size_pipeline
 
 NETWORK = {"vae_encoder": "image_vae", "unet_step": "unet", "depth_decoder": "depth_vae"}
-MODULE = {"vae_encoder": VAEEncoder, "unet_step": UNetStep, "depth_decoder": DepthDecoder}
+SPECS = {**COMPONENTS, ONE_STEP.name: ONE_STEP}
 SIZE = (256, 256)
 OPSET = 23
 EXPECTED = "expected.npz"
 SHAPES = ("fixed", "dynamic")
+NEVER = (ONE_STEP.name, "dynamic")
+
+
+def one_step(model: MetricGoldPipeline, precision: Precision = Precision.FP32) -> OneStep:
+    """From picture to metres, for pictures of ``SIZE``."""
+    return OneStep(model, SIZE, precision)
+
+
+MODULE: Mapping[str, Callable[..., nn.Module]] = {
+    "vae_encoder": VAEEncoder,
+    "unet_step": UNetStep,
+    "depth_decoder": DepthDecoder,
+    "one_step": one_step,
+}
 
 
 def export_one(name: str, precision: Precision, dynamic: bool, folder: Path) -> dict[str, Any]:
-    """Export a component into ``folder``; its inputs and torch's output in float32 beside it."""
-    spec = COMPONENTS[name]
+    """Export a graph into ``folder``; its inputs and torch's output in float32 beside it."""
+    spec = SPECS[name]
     config = ExportConfig.model_validate(
         {"opset": OPSET, "precision": precision.value, "dynamic": dynamic,
          "parity_sizes": [SIZE], "engine_size": SIZE}
     )  # fmt: skip
-    model = random_full_size_pipeline(only=NETWORK[name])
+    model = random_full_size_pipeline(only=NETWORK.get(name))
     told = {"attention": precision.value, "licence": NOT_STATED, "checkpoint_sha256": ""}
     manifest = describe(model, config, **told)
     inputs = example_inputs(spec, SIZE, manifest.grid, batch=1)
@@ -89,7 +108,7 @@ def run_one(name: str, graph: dict[str, Any], folder: Path) -> dict[str, Any]:
     began = time.perf_counter()
     actual = backend.run(name, inputs)
     seconds = time.perf_counter() - began
-    is_depth = COMPONENTS[name].output_name == "depth"
+    is_depth = SPECS[name].output_name == "depth"
     scale = np.abs(expected) if is_depth else np.abs(expected).max()
     relative = np.abs(actual.astype(np.float64) - expected) / scale
     return {
@@ -157,8 +176,8 @@ def main() -> None:
         rows = {(r["component"], r["precision"], r["shapes"]): r for r in old}
     todo = [
         (name, precision, shapes)
-        for shapes, name, precision in itertools.product(SHAPES, COMPONENTS, EXPORTED)
-        if options.only in f"{name}-{precision}-{shapes}"
+        for shapes, name, precision in itertools.product(SHAPES, SPECS, EXPORTED)
+        if options.only in f"{name}-{precision}-{shapes}" and (name, shapes) != NEVER
     ]
     for name, precision, shapes in progress_bar(todo, description="graphs", unit="graph"):
         row = row_of(name, precision, shapes)

@@ -220,3 +220,8 @@ def rerun(bench: Bench, stage: str, hit: Hit) -> str:
     if not ran:
         return "there was nothing left to do"
     return f"dvc repro{' went on from its checkpoint' if 'resuming at step' in text else ''}"
+
+
+def nothing(bench: Bench, stage: str, hit: Hit) -> str:
+    """There is nothing to recover from."""
+    return ""

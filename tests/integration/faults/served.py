@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from tests.integration.faults.case import STAGES, Bench, Fault, Hit, Row
+from tests.integration.faults.case import STAGES, Bench, Fault, Hit, Row, nothing
 from tests.integration.faults.local import LONG
 from tests.integration.faults.project import (
     GONE_S,
@@ -24,7 +24,7 @@ from tests.integration.faults.project import (
     until,
 )
 from tests.integration.faults.service import ALONE
-from tests.integration.faults.state import SECOND_S, nothing
+from tests.integration.faults.state import SECOND_S
 
 WELL = ("Completed", "Skipped")
 CANCEL_S = 5.0
@@ -269,7 +269,7 @@ ONE = ("train_unet",)
 SERVED: tuple[Fault | InTurn, ...] = (
     InTurn(name="SIGKILL of the server", kind="serve", what="server"),
     InTurn(name="SIGKILL of flows.serve", kind="serve", what="runner"),
-    InTurn(name="SIGKILL of the worker", kind="worker", what="runner", stages=LONG),
+    InTurn(name="SIGKILL of the worker", kind="worker", what="runner"),
     _served("SIGKILL of the run's process under a worker", ONE, kill_flow, "worker"),
     _served("SIGKILL of worker and run at once", ONE, kill_everything, "worker"),
     _cancelled("CLI", ONE, "worker"),

@@ -1,4 +1,4 @@
-"""Faults of what lies around: DVC's cache, locks that were left, the clock, a second run."""
+"""Faults of what lies around: DVC's cache, locks that were left, a second run."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.integration.faults.case import Bench, Fault, Hit, rerun
+from tests.integration.faults.case import Bench, Fault, Hit, nothing, rerun
 from tests.integration.faults.project import errors, held, said, until
 
-FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
 SECOND_S = 40.0
 """Patience with a second run that is refused."""
 
@@ -138,58 +137,6 @@ def freed(bench: Bench, stage: str, hit: Hit) -> str:
     return f"train-metricgold frees {freed.stdout.strip()} by itself, {rerun(bench, stage, hit)}"
 
 
-# --- the clock ------------------------------------------------------------------------------
-
-
-def no_faketime() -> str:
-    """Why the clock cannot be set."""
-    return "" if FAKETIME.is_file() else "Debian's package faketime is not installed"
-
-
-def faked(clock: Path) -> dict[str, str]:
-    """Environment of processes whose wall clock is off by what ``clock`` says at the moment.
-
-    The monotonic clock and the times of files are left alone.
-    """
-    clock.write_text("+0\n", encoding="utf-8")
-    return {
-        "LD_PRELOAD": str(FAKETIME),
-        "FAKETIME_TIMESTAMP_FILE": str(clock),
-        "FAKETIME_NO_CACHE": "1",
-        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-        "DONT_FAKE_MONOTONIC": "1",
-        "NO_FAKE_STAT": "1",
-    }
-
-
-def jump(days: int) -> Callable[[Bench, str], Hit]:
-    """The clock is set to another day while the stage is at work."""
-
-    def disturb(bench: Bench, stage: str) -> Hit:
-        project, clock = bench.project, bench.scratch / "clock"
-        project.extra |= (added := faked(clock))
-        try:
-            process = project.repro(stage)
-            with held(project, stage):
-                at = time.monotonic()
-                clock.write_text(f"{days:+d}d\n", encoding="utf-8")
-            text = said(process)
-        finally:
-            for name in added:
-                del project.extra[name]
-        hit = Hit(at, "the run went on to its end", goes_on=True)
-        if process.returncode:
-            hit.problems.append(f"it failed: {errors(text)}")
-        return hit
-
-    return disturb
-
-
-def nothing(bench: Bench, stage: str, hit: Hit) -> str:
-    """There is nothing to recover from."""
-    return ""
-
-
 # --- two runs at once -----------------------------------------------------------------------
 
 
@@ -250,20 +197,6 @@ STATE: tuple[Fault, ...] = (
         stages=ONE,
         disturb=cut_record,
         recover=freed,
-    ),
-    Fault(
-        name="clock jumps two days ahead",
-        stages=("download@hypersim", "train_unet"),
-        disturb=jump(+2),
-        recover=nothing,
-        wants=no_faketime,
-    ),
-    Fault(
-        name="clock jumps two days back",
-        stages=("download@hypersim", "train_unet"),
-        disturb=jump(-2),
-        recover=nothing,
-        wants=no_faketime,
     ),
     Fault(
         name="two dvc repro at once",
