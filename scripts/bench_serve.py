@@ -1,12 +1,13 @@
-"""Times ``metricgold serve`` with batching on and off; writes docs/benchmarks/serve.json.
+"""Times ``metricgold serve`` with batching and without; writes docs/benchmarks/serve.json.
 
 Usage: python scripts/bench_serve.py [--model artifacts/onnx] [--size 480x640]
                                      [--resolutions 96,192] [--rounds 5] [--out FILE]
 
-Two servers stand beside each other, one with batches of 8 at most and one without batching, and
-the session itself is called in this process, from the file's bytes to the array's, one picture
-after the other. In each round every way answers the same requests, one way after the other, with
-1, 4 and 16 clients. Figures are medians over rounds; the ratio is on against off in the same round.
+Three servers stand beside each other: batches of 8 at most of whoever came while the networks
+worked; the same, the first picture waiting 5 ms for others; and one picture at a time. The session
+itself is called in this process, from the file's bytes to the array's, one picture after the other.
+In each round every way answers the same requests, one way after the other, with 1, 4 and 16
+clients. Figures are medians over rounds; ratios are to one picture at a time in the same round.
 Clients run on the same machine as the servers and take their share of its cores.
 """
 
@@ -39,7 +40,9 @@ from metricgold.progress import progress_bar
 from metricgold.uploads import decode_upload, open_upload
 
 CLIENTS = (1, 4, 16)
-MAX_BATCH = 8
+ONE_BY_ONE = "one by one"
+WAYS = {"batching": (8, 0.0), "batching, waiting 5 ms": (8, 5.0), ONE_BY_ONE: (1, 0.0)}
+"""Pictures a batch at most, and milliseconds that the first of them waits."""
 REST_S = 0.2
 Ask = Callable[[], Any]
 
@@ -47,8 +50,9 @@ Ask = Callable[[], Any]
 class Server:
     """A server in a process of its own."""
 
-    def __init__(self, model: Path, max_batch: int, log: Path) -> None:
-        arguments = ["serve", "--model", str(model), "--port", "0", "--max-batch", str(max_batch)]
+    def __init__(self, model: Path, max_batch: int, wait_ms: float, log: Path) -> None:
+        arguments = ["serve", "--model", str(model), "--port", "0"]
+        arguments += ["--max-batch", str(max_batch), "--batch-wait", str(wait_ms)]
         with log.open("wb") as file:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "metricgold", *arguments], stdout=file, stderr=file
@@ -172,9 +176,9 @@ def measure(
         pictures, runs = batches[way, count]
         rows.append(row(way, count, found[way, count], pictures / runs))
     for one in rows:
-        if one["way"] == "batching":
-            key = one["clients"]
-            pairs = zip(found["batching", key], found["one by one", key], strict=True)
+        key = one["clients"]
+        if (one["way"], key) in batches and one["way"] != ONE_BY_ONE:
+            pairs = zip(found[one["way"], key], found[ONE_BY_ONE, key], strict=True)
             ratios = [off / on for (on, _), (off, _) in pairs]
             one["times_as_many_as_one_by_one"] = round(statistics.median(ratios), 2)
     return rows
@@ -207,8 +211,9 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no server stays behind
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         servers = {}
-        for way, most in (("batching", MAX_BATCH), ("one by one", 1)):
-            servers[way] = Server(options.model, most, Path(folder) / f"{most}.log")
+        for way, (most, wait_ms) in WAYS.items():
+            log = Path(folder) / f"{len(servers)}.log"
+            servers[way] = Server(options.model, most, wait_ms, log)
             stack.callback(servers[way].end)
         for resolution in (int(text) for text in options.resolutions.split(",")):
             rows = measure(servers, session, resolution, file.getvalue(), options)

@@ -30,7 +30,8 @@ class Limits:
         max_megapixels: of a picture.
         timeout_s: from a request's beginning to its answer.
         max_batch: pictures that go through the networks together.
-        batch_wait_ms: how long the first of them waits for others.
+        batch_wait_ms: how long the first of them waits for others; whoever comes while the networks
+            work joins the next batch anyway.
     """
 
     places: int = 32
@@ -38,4 +39,4 @@ class Limits:
     max_megapixels: float = 25.0
     timeout_s: float = 60.0
     max_batch: int = 8
-    batch_wait_ms: float = 5.0
+    batch_wait_ms: float = 0.0

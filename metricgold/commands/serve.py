@@ -49,7 +49,7 @@ def serve(
     ] = 8,
     batch_wait: Annotated[
         float, typer.Option(min=0, help="Milliseconds a picture waits for others to join it.")
-    ] = 5.0,
+    ] = 0.0,
 ) -> None:
     """Metric depth over HTTP: POST a picture to /v1/depth; /openapi.json describes the rest.
 
