@@ -14,6 +14,7 @@ import hdf5plugin
 import numpy as np
 
 from metricgold.data.dataset import Split
+from metricgold.data.hdf5_writing import NewHdf5, new_hdf5
 from metricgold.data.shards import SCHEMA_VERSION, SUFFIX, EncodedFrame, scenes_of
 
 SHARD_BYTES = 2 * 10**9
@@ -38,6 +39,9 @@ class ShardWriter:
     A shard is flushed to disk and takes its name only when it is complete; a new one is
     begun between scenes once ``shard_bytes`` have been written. ``provenance`` says of a scene
     what it was made from; it is kept with the scene, as JSON.
+
+    Raises:
+        OSError: a shard cannot be written; names its file.
     """
 
     def __init__(
@@ -49,7 +53,7 @@ class ShardWriter:
     ) -> None:
         self._folder, self._split, self._limit = folder, split, shard_bytes
         self._provenance = provenance
-        self._file: h5py.File | None = None
+        self._new: NewHdf5 | None = None
         self._written = 0
         self._count = 0
         self._batch: list[EncodedFrame] = []
@@ -67,12 +71,19 @@ class ShardWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if kind is None:
-            self._flush()
-            self._finish()
-        elif self._file is not None:
-            self._file.close()
-            self._part.unlink()
+        try:
+            if kind is None:
+                self._flush()
+                self._finish()
+        finally:
+            if self._new is not None:
+                self._new.abandon()
+                self._new.check()  # the cause, where HDF5 stumbled over it later
+
+    @property
+    def _file(self) -> h5py.File:
+        assert self._new is not None
+        return self._new.file
 
     @property
     def _part(self) -> Path:
@@ -90,18 +101,18 @@ class ShardWriter:
             self._flush()
 
     def _finish(self) -> None:
-        if self._file is None:
+        if self._new is None:
             return
         self._end_scene()
-        self._file.close()
-        _settle(self._part, self._folder / self._part.name[1:].removesuffix(".part"))
-        self._file, self._written, self._count = None, 0, self._count + 1
+        self._new.close()
+        os.replace(self._part, self._folder / self._part.name[1:].removesuffix(".part"))
+        self._new, self._written, self._count = None, 0, self._count + 1
 
     def _flush(self) -> None:
         if not self._batch:
             return
-        if self._file is None:
-            self._file = h5py.File(self._part, "w")
+        if self._new is None:
+            self._new = NewHdf5(self._part)
             self._file.attrs["schema_version"] = SCHEMA_VERSION
         scene = self._batch[0].scene
         if scene in self._file and scene != self._scene:
@@ -110,10 +121,10 @@ class ShardWriter:
             self._end_scene()
             self._new_scene(scene)
         self._append(self._file[scene])
+        self._new.check()
         self._batch, self._waiting, self._scene = [], 0, scene
 
     def _new_scene(self, scene: str) -> None:
-        assert self._file is not None
         group = self._file.create_group(scene)
         first = self._batch[0]
         depth_codec = hdf5plugin.Blosc2(cname="zstd", clevel=3, filters=hdf5plugin.Blosc2.SHUFFLE)
@@ -127,7 +138,6 @@ class ShardWriter:
     def _end_scene(self) -> None:
         """Write what is small in one piece: it is opened several times as fast as chunks are."""
         if self._tables:
-            assert self._file is not None
             group = self._file[self._scene]
             for name, dtype in _TABLES.items():
                 group.create_dataset(name, data=self._tables[name], dtype=dtype, track_times=False)
@@ -167,7 +177,7 @@ def merge_shards(paths: Sequence[Path], target: Path) -> None:
     """
     part = target.with_name(f".{target.name}.part")
     part.parent.mkdir(parents=True, exist_ok=True)
-    with h5py.File(part, "w") as merged:
+    with new_hdf5(part) as merged:
         merged.attrs["schema_version"] = SCHEMA_VERSION
         for path in paths:
             scenes = [scene for scene, _ in scenes_of(path)]
@@ -175,13 +185,6 @@ def merge_shards(paths: Sequence[Path], target: Path) -> None:
                 for scene in scenes:
                     parent, _, name = scene.rpartition("/")
                     source.copy(scene, merged.require_group(parent or "/"), name)
-    _settle(part, target)
-
-
-def _settle(part: Path, target: Path) -> None:
-    """Give a complete file its name, once it is on disk."""
-    with part.open("rb") as file:
-        os.fsync(file.fileno())
     os.replace(part, target)
 
 

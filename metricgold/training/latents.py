@@ -20,6 +20,7 @@ from diffusers import AutoencoderKL
 
 from metricgold.config import CacheLatentsConfig, OptimizerConfig, ProfileConfig
 from metricgold.data.frames import FrameBank, collate
+from metricgold.data.hdf5_writing import new_hdf5
 from metricgold.data.transforms import NO_AUGMENTATION, TrainSample
 from metricgold.depth_codec import DepthCodec, latent_mask
 from metricgold.errors import UserError
@@ -66,12 +67,10 @@ def run(config: ProfileConfig, workspace: Workspace) -> None:
     with replaced_folder(workspace.latents) as folder:
         for name, rows in cached_rows(config, banks).items():
             path = folder / f"{name}.h5"
-            with h5py.File(path, "w", track_order=False) as file:
+            with new_hdf5(path, track_order=False) as file:
                 file.attrs["version"] = CACHE_VERSION
                 file.attrs["weights"] = cache_hash(workspace)
                 _encode_rows(config, name, rows, image_vae, depth_vae, codec, file)
-            with path.open("rb+") as stream:
-                os.fsync(stream.fileno())
 
 
 @torch.no_grad()

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import yaml
 from accelerate import Accelerator
 
+from metricgold import files
 from metricgold.config import TrackingConfig
 from metricgold.errors import UserError
 
@@ -52,6 +57,7 @@ def start(
     folder = folder_of(config, stage)
     check_trackers(config.trackers)
     folder.mkdir(parents=True, exist_ok=True)
+    _mend(folder)
     accelerator.init_trackers(
         "metricgold",
         _flat(params),
@@ -67,6 +73,31 @@ def start(
             "mlflow": {"run_name": stage},
         },
     )
+
+
+def _mend(folder: Path) -> None:
+    """Put right what a killed process left half-written of DVCLive's, which writes in place.
+
+    What is lost is shown again with the next step that is told.
+    """
+    metrics, params = folder / "metrics.json", folder / "params.yaml"
+    with suppress(FileNotFoundError):
+        try:
+            json.loads(metrics.read_text(encoding="utf-8"))
+        except ValueError:
+            files.write_json(metrics, {})
+    with suppress(FileNotFoundError):
+        try:
+            whole = isinstance(yaml.safe_load(params.read_text(encoding="utf-8")), dict)
+        except (ValueError, yaml.YAMLError):
+            whole = False
+        if not whole:
+            params.unlink()
+    for points in folder.glob("plots/metrics/**/*.tsv"):
+        whole_lines = points.read_bytes().rpartition(b"\n")
+        os.truncate(points, sum(map(len, whole_lines[:2])))
+        if not points.stat().st_size:
+            points.unlink()
 
 
 def _flat(params: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch import Tensor, nn
 from toy import TOY
 
@@ -411,6 +412,28 @@ def test_dvclive_is_told_and_goes_on_after_a_stop(tmp_path: Path) -> None:
         curve = {int(r["step"]): float(r["loss"]) for r in csv.DictReader(stream)}
     assert 0 < curve[90] < 2
     assert json.loads((folder / "metrics.json").read_text())["loss"] == points[-1][1]
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.5, 0.97])
+def test_dvclive_goes_on_from_what_a_killed_process_left(tmp_path: Path, kept: float) -> None:
+    pytest.importorskip("dvclive")
+    network = small_network()
+    tracking = TrackingConfig(every=10, folder=str(tmp_path / "watch"))
+    with pytest.raises(KeyboardInterrupt):
+        train(run_of(tmp_path, network, denoising_loss(network, 120), tracking=tracking))
+    folder = tmp_path / "watch" / "toy"
+    points = folder / "plots" / "metrics" / "loss.tsv"
+    for path in (folder / "metrics.json", folder / "params.yaml", points):
+        whole = path.read_bytes()
+        path.write_bytes(whole[: int(kept * len(whole))])
+    train(run_of(tmp_path, network, denoising_loss(network), tracking=tracking))
+    with points.open(newline="") as stream:
+        told = [
+            (int(r["step"]), float(r["loss"])) for r in csv.DictReader(stream, dialect="excel-tab")
+        ]
+    assert told[-1][0] == 90
+    assert json.loads((folder / "metrics.json").read_text())["loss"] == told[-1][1]
+    assert isinstance(yaml.safe_load((folder / "params.yaml").read_text()), dict)
 
 
 @pytest.mark.parametrize(

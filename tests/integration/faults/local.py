@@ -74,6 +74,8 @@ def ended(bench: Bench, process: subprocess.Popen[str], at: float) -> Hit:
     )
     if process.returncode == 0:
         hit.problems.append("half of the work was taken for a success")
+    if "Traceback (most recent call last)" in text:
+        hit.problems.append("a traceback was shown")
     return hit
 
 
@@ -214,7 +216,7 @@ LOCAL: tuple[Fault, ...] = (
     Fault(name="Ctrl-C", stages=("train_unet",), disturb=interrupt, recover=rerun),
     Fault(
         name="disk full",
-        stages=("source@hypersim", "download@hypersim", "preprocess@hypersim", "train_unet"),
+        stages=STAGES,
         disturb=fill_disk,
         recover=rerun,
         wants=no_tmpfs,
