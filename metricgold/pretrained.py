@@ -184,8 +184,8 @@ class MetricGoldModel(DiffusionPipeline):
         """Read a checkpoint; ``options`` as diffusers', or ``revision`` and ``token`` of the hub.
 
         Args:
-            folder: a ``Path``, or the name of an existing folder; any other name is a repository
-                of the Hugging Face hub.
+            folder: a ``Path``, or the name of an existing folder, or one that begins with ``/`` or
+                ``.``; any other name is a repository of the Hugging Face hub.
             options: also ``light``, whether to use the light autoencoder; what the checkpoint
                 says if it is None or left out.
 
@@ -193,7 +193,9 @@ class MetricGoldModel(DiffusionPipeline):
             CheckpointError: it or one of its parts is missing or damaged.
         """
         light = options.pop("light", None)
-        is_local = isinstance(folder, Path) or Path(folder).exists()
+        is_local = (
+            isinstance(folder, Path) or folder.startswith(("/", ".")) or Path(folder).exists()
+        )
         if is_local and not (Path(folder) / INDEX_FILE).is_file():
             raise CheckpointError(
                 f"{folder}: no MetricGold checkpoint there ({INDEX_FILE} is missing); "

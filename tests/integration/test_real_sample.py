@@ -13,7 +13,7 @@ from export import build_engine, onnx_export, parity
 from metricgold.config import DATASET_NAMES, ProfileConfig
 from metricgold.data import download, preprocess, source
 from metricgold.evaluation import benchmark, report
-from metricgold.training import base_model, latents, one_step, unet, vae
+from metricgold.training import base_model, latents, light, one_step, unet, vae
 from metricgold.workspace import Workspace
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,7 +39,7 @@ def test_every_stage_runs_on_genuine_frames(
     for dataset in DATASET_NAMES:
         for stage in (source, download, preprocess):
             stage.run(config, workspace, dataset)
-    for training in (base_model, vae, latents, unet, one_step):
+    for training in (base_model, vae, latents, unet, one_step, light):
         training.run(config, workspace)
     for dataset in DATASET_NAMES:
         benchmark.run(config, workspace, dataset)

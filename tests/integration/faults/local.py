@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -25,6 +26,7 @@ from tests.integration.faults.project import (
     said,
     until,
 )
+from tests.integration.faults.state import freed
 
 LONG = ("preprocess@hypersim", "train_unet", "export_onnx")
 """A conversion, a training, an export: where faults are tried that ask less for other places."""
@@ -118,6 +120,18 @@ def fill_disk(bench: Bench, stage: str) -> Hit:
     hit.at, hit.gone_s = time.monotonic(), 0.0  # nobody knows when it was full
     ballast.unlink()
     return hit
+
+
+def after_full_disk(bench: Bench, stage: str, hit: Hit) -> str:
+    """Where there was no room for a byte, DVC's own record is cut short."""
+    record = bench.project.folder / ".dvc" / "tmp" / "rwlock"
+    try:
+        json.loads(record.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        pass
+    except ValueError:
+        return freed(bench, stage, hit)
+    return rerun(bench, stage, hit)
 
 
 # --- a source dies --------------------------------------------------------------------------
@@ -218,7 +232,7 @@ LOCAL: tuple[Fault, ...] = (
         name="disk full",
         stages=STAGES,
         disturb=fill_disk,
-        recover=rerun,
+        recover=after_full_disk,
         wants=no_tmpfs,
         place=small_disk,
     ),
