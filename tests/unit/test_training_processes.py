@@ -61,11 +61,13 @@ def test_killed_at_random_and_started_again_it_ends_with_the_same_weights(
     finished(start(tmp_path / "whole", "2"))
     broken, draw = tmp_path / "broken", random.Random()
     for _ in range(KILLS):
-        process = start(
-            broken, "2", "muon", workers, "0.05"
-        )  # 40 steps of 0.1 s, a checkpoint every five
+        # 40 steps of 0.1 s, a checkpoint every five
+        process = start(broken, "2", "muon", workers, "0.05")
         assert process.stdout is not None
-        assert "toy" in process.stdout.read(4)  # the progress bar
+        seen = ""
+        while "toy:" not in seen and (letter := process.stdout.read(1)):  # the progress bar
+            seen += letter
+        assert "toy:" in seen, seen
         time.sleep(draw.uniform(0.6, 1.1))
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()

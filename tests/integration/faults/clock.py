@@ -76,12 +76,19 @@ def jump_served(bench: Bench, stage: str, days: int, kind: str) -> Hit:
 
 
 def runs_are_taken(bench: Bench, stage: str, hit: Hit, kind: str) -> str:
-    """The run ends well, and another one that is asked for on the new day has its turn."""
+    """The run goes on, and another one that is asked for on the new day has its turn.
+
+    With a worker the automation takes two days without a sign of life for the end of the run, which
+    is called crashed; its work goes on all the same.
+    """
     service = bench.service(kind)
     first = service.ended(hit.run)
     second = service.ended(another := service.ask(), STUCK_S)
-    for run, name in ((hit.run, first), (another, second)):
-        if name not in WELL:
+    for run, name, well in (
+        (hit.run, first, (*WELL, "Crashed") if kind == "worker" else WELL),
+        (another, second, WELL),
+    ):
+        if name not in well:
             hit.problems.append(f"a run: {name or 'not over'}, {service.state(run)}")
     return f"the run: {first or 'not over'}; one of the new day: {second or 'not over'}"
 
