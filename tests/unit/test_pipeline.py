@@ -323,6 +323,8 @@ def test_loading(tmp_path: Path) -> None:
     np.testing.assert_allclose(loaded(picture()).prediction, expected, rtol=1e-4)
     with pytest.raises(CheckpointError, match="no MetricGold checkpoint"):
         MetricGoldPipeline.from_pretrained(tmp_path / "none")
+    with pytest.raises(CheckpointError, match="no MetricGold checkpoint"):
+        MetricGoldPipeline.from_pretrained(str(tmp_path / "none"))  # not the hub's message
 
 
 def test_parts_can_be_offloaded() -> None:
