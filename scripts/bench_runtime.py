@@ -25,6 +25,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,6 @@ from _header import header
 from torch.utils.flop_counter import FlopCounterMode
 
 from export.components import build_components, example_inputs
-from export.manifest import read_manifest
 from export.onnx_export import export_checkpoint
 from export.ort_options import OrtOptions
 from export.runtime import DepthSession, open_session
@@ -128,22 +128,25 @@ def ort_call(session: DepthSession, rgb: np.ndarray) -> Call:
     return lambda: session.infer(rgb, steps=1, processing_resolution=own_size, fov_deg=50)
 
 
-def component_calls(model: Model, session: DepthSession, size: Size) -> dict[str, dict[str, Call]]:
-    """For each graph: torch's module, it compiled, and ONNX Runtime, on the same inputs."""
-    grid = read_manifest(model.onnx).grid
+def component_calls(
+    pipelines: Mapping[str, MetricGoldPipeline], session: DepthSession, size: Size
+) -> dict[str, dict[str, Call]]:
+    """For each graph: torch's module in each pipeline, and ONNX Runtime, on the same inputs."""
+    modules = {way: build_components(pipeline) for way, pipeline in pipelines.items()}
     found: dict[str, dict[str, Call]] = {}
-    for name, module in build_components(model.pipeline).items():
-        inputs = example_inputs(COMPONENTS[name], size, grid, batch=1)
+    for name, spec in COMPONENTS.items():
+        inputs = example_inputs(spec, size, session.manifest.grid, batch=1)
         arrays = {key: value.numpy() for key, value in inputs.items()}
 
-        def eager(module: Any = module, inputs: Any = inputs) -> Any:
+        def torch_way(module: Any, inputs: Any = inputs) -> Any:
             with torch.inference_mode():
                 return module(*inputs.values())
 
         def graph(name: str = name, arrays: Any = arrays) -> Any:
             return session.backend.run(name, arrays)
 
-        found[name] = {EAGER: eager, ORT: graph}
+        found[name] = {way: partial(torch_way, parts[name]) for way, parts in modules.items()}
+        found[name][ORT] = graph
     return found
 
 
@@ -191,14 +194,16 @@ def one_size(
     rgb = picture(size)
     eager = torch_call(model.pipeline, rgb)
     calls = {EAGER: eager, AUTOCAST: autocast(eager)}
+    pipelines = {EAGER: model.pipeline}
     if with_compile:
-        calls[COMPILED] = torch_call(compiled(model), rgb)
+        pipelines[COMPILED] = compiled(model)
+        calls[COMPILED] = torch_call(pipelines[COMPILED], rgb)
     with open_session(model.onnx, CPU) as session:
         calls[ORT] = ort_call(session, rgb)
         if fused is not None:
             calls[FUSED] = ort_call(open_session(fused, CPU, fused=True), rgb)
         result: dict[str, Any] = {END_TO_END: table(take_turns(calls, rounds), EAGER)}
-        for name, each in component_calls(model, session, size).items():
+        for name, each in component_calls(pipelines, session, size).items():
             result[name] = table(take_turns(each, rounds), EAGER)
         times = [calls[ORT]().seconds for _ in range(rounds)]
     result["stages of onnxruntime, ms"] = {
